@@ -1,0 +1,13 @@
+//! Owns how images are named and identified: references, the three kinds of digest, platforms, pins.
+//!
+//! Refuses to let the kinds of digest mix: an index, a manifest and a config digest have types of their own.
+
+mod digest;
+mod pin;
+mod platform;
+mod reference;
+
+pub use digest::{ConfigDigest, Digest, DigestError, IndexDigest, ManifestDigest, TopDigest};
+pub use pin::{Expected, Pin, PlatformImage, Resolution, ResolutionStatus, ResolvedImage};
+pub use platform::{Platform, PlatformError};
+pub use reference::{Reference, ReferenceError, Repository};

@@ -1,0 +1,9 @@
+//! Owns the words on the wire that the agent and the control API share; refuses to do I/O.
+//!
+//! Documents of the HTTP contract, image names and digests, Compose service specs and their hash.
+//! State documents (target state, current state, and what is inside) are camelCase, everything
+//! else is `snake_case`.
+
+pub mod id;
+pub mod image;
+pub mod time;
