@@ -4,6 +4,12 @@
 //! State documents (target state, current state, and what is inside) are camelCase, everything
 //! else is `snake_case`.
 
+pub mod current;
+pub mod hash;
 pub mod id;
 pub mod image;
+pub mod operator;
+pub mod problem;
+pub mod spec;
+pub mod target;
 pub mod time;

@@ -1,0 +1,213 @@
+//! Owns the rules between the services of one target: names, ports, dependencies, sizes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{TargetInput, TargetState};
+use crate::id::{AppId, ServiceId, ServiceName};
+use crate::problem::{FieldError, Pointer};
+use crate::spec::{NetworkMode, Port, ServiceSpec};
+
+/// The most services one device may be given: an engine with more spends minutes on a look.
+const MAX_SERVICES: usize = 512;
+const MAX_APP_NAME_CHARS: usize = 128;
+
+/// One service seen the same way in both documents.
+struct Seen<'a> {
+    at: Pointer,
+    id: &'a ServiceId,
+    name: &'a ServiceName,
+    spec: &'a ServiceSpec,
+}
+
+/// One app seen the same way in both documents.
+struct SeenApp<'a> {
+    at: Pointer,
+    key: &'a AppId,
+    id: &'a AppId,
+    name: &'a str,
+    services: Vec<Seen<'a>>,
+}
+
+/// Everything wrong with what a person sent.
+pub(super) fn input(input: &TargetInput) -> Vec<FieldError> {
+    let apps = input.apps.iter().map(|(key, app)| {
+        let at = Pointer::default().member("apps").member(key);
+        let services = app
+            .services
+            .iter()
+            .enumerate()
+            .map(|(position, service)| Seen {
+                at: at.member("services").member(position),
+                id: &service.service_id,
+                name: &service.service_name,
+                spec: &service.config,
+            });
+        SeenApp {
+            key,
+            id: &app.app_id,
+            name: &app.app_name,
+            services: services.collect(),
+            at: at.clone(),
+        }
+    });
+    let mut errors = check(&apps.collect::<Vec<_>>());
+    for (key, app) in &input.apps {
+        for (position, service) in app.services.iter().enumerate() {
+            if let Err(detail) = service.reference() {
+                let at = Pointer::default()
+                    .member("apps")
+                    .member(key)
+                    .member("services");
+                let field = if service.image_name.is_some() || service.config.image.is_none() {
+                    at.member(position).member("imageName")
+                } else {
+                    at.member(position).member("config").member("image")
+                };
+                errors.push(field.error(detail));
+            }
+        }
+    }
+    errors
+}
+
+/// Everything wrong with what a server sent.
+pub(super) fn target(target: &TargetState) -> Vec<FieldError> {
+    let apps = target.apps.iter().map(|(key, app)| {
+        let at = Pointer::default().member("apps").member(key);
+        let services = app
+            .services
+            .iter()
+            .enumerate()
+            .map(|(position, service)| Seen {
+                at: at.member("services").member(position),
+                id: &service.service_id,
+                name: &service.service_name,
+                spec: &service.config,
+            });
+        SeenApp {
+            key,
+            id: &app.app_id,
+            name: &app.app_name,
+            services: services.collect(),
+            at: at.clone(),
+        }
+    });
+    check(&apps.collect::<Vec<_>>())
+}
+
+fn check(apps: &[SeenApp<'_>]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let count: usize = apps.iter().map(|app| app.services.len()).sum();
+    if count > MAX_SERVICES {
+        let detail = format!("{count} services: a device takes at most {MAX_SERVICES}");
+        errors.push(Pointer::default().member("apps").error(detail));
+        // Pairwise rules on a document this size are not worth their time.
+        return errors;
+    }
+    for app in apps {
+        check_app(app, &mut errors);
+    }
+    check_ports(apps, &mut errors);
+    errors
+}
+
+fn check_app(app: &SeenApp<'_>, errors: &mut Vec<FieldError>) {
+    if app.key != app.id {
+        let detail = format!("`{}` stands under the key `{}`", app.id, app.key);
+        errors.push(app.at.member("appId").error(detail));
+    }
+    if app.name.is_empty() || app.name.chars().count() > MAX_APP_NAME_CHARS {
+        let detail = format!("must have 1 to {MAX_APP_NAME_CHARS} characters");
+        errors.push(app.at.member("appName").error(detail));
+    }
+    let mut names = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for service in &app.services {
+        if !names.insert(service.name) {
+            let detail = format!("`{}` names two services of this app", service.name);
+            errors.push(service.at.member("serviceName").error(detail));
+        }
+        if !ids.insert(service.id) {
+            let detail = format!("`{}` is the id of two services of this app", service.id);
+            errors.push(service.at.member("serviceId").error(detail));
+        }
+        service.spec.check(&service.at.member("config"), errors);
+    }
+    check_links(app, &names, errors);
+}
+
+/// The services that one service needs to exist first.
+fn needs(spec: &ServiceSpec) -> impl Iterator<Item = &ServiceName> {
+    let shared = spec.network_mode.iter().filter_map(|mode| match mode {
+        NetworkMode::Service(name) => Some(name),
+        NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None => None,
+    });
+    spec.depends_on.keys().chain(shared)
+}
+
+fn check_links(app: &SeenApp<'_>, names: &BTreeSet<&ServiceName>, errors: &mut Vec<FieldError>) {
+    for service in &app.services {
+        for needed in needs(service.spec).filter(|needed| !names.contains(needed)) {
+            let field = if service.spec.depends_on.contains_key(needed) {
+                "depends_on"
+            } else {
+                "network_mode"
+            };
+            let detail = format!("`{needed}` is no service of this app");
+            errors.push(service.at.member("config").member(field).error(detail));
+        }
+    }
+    // Services whose needs are all placed are placed in turn; what is left waits for itself.
+    let mut waiting: BTreeMap<&ServiceName, &Seen<'_>> = app
+        .services
+        .iter()
+        .map(|service| (service.name, service))
+        .collect();
+    loop {
+        let ready: Vec<&ServiceName> = waiting
+            .iter()
+            .filter(|(_, service)| needs(service.spec).all(|needed| !waiting.contains_key(needed)))
+            .map(|(name, _)| *name)
+            .collect();
+        if ready.is_empty() {
+            break;
+        }
+        for name in ready {
+            waiting.remove(name);
+        }
+    }
+    if let Some(service) = waiting.values().next() {
+        let circle: Vec<&str> = waiting.keys().map(|name| name.as_str()).collect();
+        let detail = format!("these services wait for each other: {}", circle.join(", "));
+        errors.push(
+            service
+                .at
+                .member("config")
+                .member("depends_on")
+                .error(detail),
+        );
+    }
+}
+
+fn check_ports(apps: &[SeenApp<'_>], errors: &mut Vec<FieldError>) {
+    let mut taken: BTreeMap<u16, Vec<(&Port, String)>> = BTreeMap::new();
+    for app in apps {
+        for service in &app.services {
+            let owner = format!("{}/{}", app.key, service.name);
+            for (position, port) in service.spec.ports.iter().enumerate() {
+                let Some(published) = port.published else {
+                    continue;
+                };
+                let holders = taken.entry(published).or_default();
+                let other = holders
+                    .iter()
+                    .find(|(held, by)| *by != owner && held.conflicts_with(port));
+                if let Some((held, by)) = other {
+                    let at = service.at.member("config").member("ports").member(position);
+                    errors.push(at.error(format!("{port} conflicts with {held} of service {by}")));
+                }
+                holders.push((port, owner.clone()));
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Target documents as a list of facts.
+
+use super::*;
+use crate::image::{Digest, Expected, ManifestDigest, Resolution, ResolutionStatus};
+use crate::time::Timestamp;
+
+/// The body that section 1 of the contract promises to accept, to the letter.
+const CONTRACT: &str = r#"{"apps":{"1001":{"appId":1001,"appName":"Web Server","services":[
+  {"serviceId":1,"serviceName":"nginx","imageName":"nginx:latest","config":{"ports":["80:80"]}}]}}}"#;
+
+fn errors(json: &str) -> Vec<String> {
+    TargetInput::parse(json.as_bytes())
+        .map(|_| Vec::new())
+        .unwrap_or_else(|errors| errors.iter().map(ToString::to_string).collect())
+}
+
+fn app(services: &str) -> String {
+    format!(r#"{{"apps":{{"1":{{"appId":1,"appName":"a","services":[{services}]}}}}}}"#)
+}
+
+#[test]
+fn accepts_the_body_of_the_contract() {
+    let input = TargetInput::parse(CONTRACT.as_bytes()).unwrap();
+    let (key, app) = input.apps.first_key_value().unwrap();
+    assert_eq!(key.as_str(), "1001");
+    assert_eq!(
+        app.services[0].reference().unwrap().to_string(),
+        "nginx:latest"
+    );
+}
+
+#[test]
+fn ids_may_be_text_and_the_image_may_stand_in_config() {
+    let body = r#"{"apps":{"web":{"appId":"web","appName":"W","services":[
+      {"serviceId":"one","serviceName":"a","config":{"image":"redis"}}]}}}"#;
+    let input = TargetInput::parse(body.as_bytes()).unwrap();
+    let service = &input.apps.values().next().unwrap().services[0];
+    assert_eq!(
+        service.reference().unwrap().repository().path(),
+        "library/redis"
+    );
+}
+
+#[test]
+fn every_fault_names_its_path() {
+    let service = r#"{"serviceId":1,"serviceName":"a","imageName":"x:1"}"#;
+    for (json, expected) in [
+        ("{".to_owned(), "/: "),
+        (r#"{"apps":[]}"#.to_owned(), "/apps: "),
+        (
+            r#"{"apps":{},"version":1}"#.to_owned(),
+            "/version: unknown field",
+        ),
+        (
+            r#"{"apps":{"2":{"appId":1,"appName":"a","services":[]}}}"#.to_owned(),
+            "/apps/2/appId: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":"Bad Name"}"#),
+            "/apps/1/services/0/imageName: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","config":{"image":"Bad Name"}}"#),
+            "/apps/1/services/0/config/image: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a"}"#),
+            "/apps/1/services/0/imageName: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":"x:1","config":{"image":"x:2"}}"#),
+            "/apps/1/services/0/imageName: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":7}"#),
+            "/apps/1/services/0/imageName: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a/b","imageName":"x"}"#),
+            "/apps/1/services/0/serviceName: ",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":"x","pin":{}}"#),
+            "/apps/1/services/0/pin: unknown field",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":"x","config":{"prots":[]}}"#),
+            "/apps/1/services/0/config/prots: unknown field",
+        ),
+        (
+            app(r#"{"serviceId":1,"serviceName":"a","imageName":"x","config":{"ports":["x"]}}"#),
+            "/apps/1/services/0/config/ports/0: ",
+        ),
+        (
+            app(&format!("{service},{service}")),
+            "/apps/1/services/1/serviceName: ",
+        ),
+        (
+            app(
+                r#"{"serviceId":1,"serviceName":"a","imageName":"x","config":{"depends_on":["b"]}}"#,
+            ),
+            "/apps/1/services/0/config/depends_on: ",
+        ),
+    ] {
+        let found = errors(&json);
+        assert!(
+            found.iter().any(|error| error.starts_with(expected)),
+            "{json}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn two_services_cannot_publish_one_port_even_in_two_apps() {
+    let body = r#"{"apps":{
+      "1":{"appId":1,"appName":"a","services":[{"serviceId":1,"serviceName":"a","imageName":"x","config":{"ports":["8080:80"]}}]},
+      "2":{"appId":2,"appName":"b","services":[{"serviceId":1,"serviceName":"b","imageName":"x","config":{"ports":["127.0.0.1:8080:81"]}}]}}}"#;
+    assert_eq!(
+        errors(body),
+        [
+            "/apps/2/services/0/config/ports/0: 127.0.0.1:8080:81 conflicts with 8080:80 of service 1/a"
+        ]
+    );
+}
+
+#[test]
+fn services_that_wait_for_each_other_are_refused() {
+    let body = app(
+        r#"{"serviceId":1,"serviceName":"a","imageName":"x","config":{"depends_on":["b"]}},
+           {"serviceId":2,"serviceName":"b","imageName":"x","config":{"network_mode":"service:a"}},
+           {"serviceId":3,"serviceName":"c","imageName":"x"}"#,
+    );
+    assert_eq!(
+        errors(&body),
+        ["/apps/1/services/0/config/depends_on: these services wait for each other: a, b"]
+    );
+}
+
+#[test]
+fn a_device_is_given_at_most_so_many_services() {
+    let services: Vec<String> = (0..513)
+        .map(|n| format!(r#"{{"serviceId":{n},"serviceName":"s{n}","imageName":"x"}}"#))
+        .collect();
+    assert!(errors(&app(&services.join(",")))[0].starts_with("/apps: 513 services"));
+}
+
+fn resolved() -> TargetState {
+    let digest = Digest::of(b"manifest");
+    let reference: Reference = "reg.local:5000/web:1".parse().unwrap();
+    let uuid = "67e55044-10b1-426f-9247-bb680e5fe0c8".parse().unwrap();
+    let service = ServiceTarget {
+        service_id: "1".parse().unwrap(),
+        service_name: "web".parse().unwrap(),
+        image_name: reference.pinned(&digest),
+        config: ServiceSpec {
+            image: Some(reference.pinned(&digest)),
+            ..ServiceSpec::default()
+        },
+        pin: Some(Pin {
+            registry: reference.repository().registry().to_owned(),
+            repository: reference.repository().path().to_owned(),
+            reference,
+            index_digest: None,
+            expected: Some(Expected {
+                manifest_digest: ManifestDigest(digest),
+                config_digest: ConfigDigest(Digest::of(b"config")),
+                size_bytes: 10,
+            }),
+            platform: Some("linux/amd64".parse().unwrap()),
+            resolved_at: Some(Timestamp::from_millis(0)),
+            resolution: Resolution {
+                status: ResolutionStatus::Resolved,
+                at: Timestamp::from_millis(0),
+                error: None,
+                stale_since: None,
+            },
+        }),
+    };
+    let app_id: AppId = "1".parse().unwrap();
+    let app = App {
+        app_id: app_id.clone(),
+        app_name: "a".into(),
+        services: vec![service],
+    };
+    TargetState {
+        uuid,
+        generation: 1,
+        apps: BTreeMap::from([(app_id, app)]),
+    }
+}
+
+#[test]
+fn a_device_reads_what_the_server_wrote_and_ignores_news_around_services() {
+    let target = resolved();
+    let mut json = serde_json::to_value(&target).unwrap();
+    json["serverNews"] = true.into();
+    json["apps"]["1"]["color"] = "blue".into();
+    let read = TargetState::parse(json.to_string().as_bytes()).unwrap();
+    assert_eq!(read, target);
+    let (_, service) = read.services().next().unwrap();
+    assert!(service.identity().unwrap().matches(service));
+}
+
+#[test]
+fn a_device_refuses_what_it_would_have_to_drop() {
+    let mut json = serde_json::to_value(resolved()).unwrap();
+    json["apps"]["1"]["services"][0]["config"]["newField"] = 1.into();
+    assert!(TargetState::parse(json.to_string().as_bytes()).is_err());
+}
+
+#[test]
+fn a_device_refuses_an_image_that_its_pin_does_not_name() {
+    let mut target = resolved();
+    let other = Digest::of(b"other");
+    target.apps.values_mut().next().unwrap().services[0].image_name =
+        format!("reg.local:5000/web@{other}");
+    let json = serde_json::to_vec(&target).unwrap();
+    let errors = TargetState::parse(&json).unwrap_err();
+    assert_eq!(errors[0].pointer, "/apps/1/services/0/imageName");
+}
