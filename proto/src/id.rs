@@ -265,8 +265,8 @@ impl fmt::Display for ServiceKey {
 
 #[cfg(feature = "openapi")]
 mod openapi {
+    use utoipa::openapi::RefOr;
     use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
-    use utoipa::openapi::{KnownFormat, RefOr};
     use utoipa::{PartialSchema, ToSchema};
 
     use super::{AppId, DeviceId, ServiceId, ServiceName};
@@ -278,7 +278,7 @@ mod openapi {
     impl PartialSchema for DeviceId {
         fn schema() -> RefOr<Schema> {
             text()
-                .format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)))
+                .format(Some(SchemaFormat::Custom("uuid".to_owned())))
                 .into()
         }
     }
