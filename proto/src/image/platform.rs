@@ -177,6 +177,7 @@ mod tests {
     #[test]
     fn falls_back_to_older_arm_variants_but_never_to_newer_ones() {
         let offered = ["linux/amd64", "linux/arm/v6", "linux/arm/v7"].map(platform);
+        let offered: Vec<&Platform> = offered.iter().collect();
         assert_eq!(platform("linux/arm/v7").choose(&offered), Some(2));
         assert_eq!(platform("linux/arm/v6").choose(&offered), Some(1));
         assert_eq!(platform("linux/arm/v5").choose(&offered), None);

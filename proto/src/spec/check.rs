@@ -196,17 +196,12 @@ impl ServiceSpec {
                 errors.push(at.member("ports").member(position).error(detail));
             }
         }
-        let mut targets: Vec<&str> = self
-            .volumes
-            .iter()
-            .map(|mount| mount.target.as_str())
-            .collect();
-        targets.sort_unstable();
-        if let Some(twice) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
-            errors.push(
-                at.member("volumes")
-                    .error(format!("{} is mounted twice", twice[0])),
-            );
+        let mut targets = std::collections::BTreeSet::new();
+        for (position, mount) in self.volumes.iter().enumerate() {
+            if !targets.insert(&mount.target) {
+                let detail = format!("{} is mounted twice", mount.target);
+                errors.push(at.member("volumes").member(position).error(detail));
+            }
         }
     }
 

@@ -145,7 +145,7 @@ fn a_fault_names_its_field() {
         (r#"{"mem_limit":"1k"}"#, "/mem_limit"),
         (r#"{"working_dir":"x"}"#, "/working_dir"),
         (r#"{"secrets":["name"]}"#, "/secrets/0"),
-        (r#"{"volumes":["a1:/x","b1:/x"]}"#, "/volumes"),
+        (r#"{"volumes":["a1:/x","b1:/x"]}"#, "/volumes/1"),
     ] {
         let found = errors(json);
         assert!(

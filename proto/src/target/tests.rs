@@ -9,9 +9,10 @@ const CONTRACT: &str = r#"{"apps":{"1001":{"appId":1001,"appName":"Web Server","
   {"serviceId":1,"serviceName":"nginx","imageName":"nginx:latest","config":{"ports":["80:80"]}}]}}}"#;
 
 fn errors(json: &str) -> Vec<String> {
-    TargetInput::parse(json.as_bytes())
-        .map(|_| Vec::new())
-        .unwrap_or_else(|errors| errors.iter().map(ToString::to_string).collect())
+    match TargetInput::parse(json.as_bytes()) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn app(services: &str) -> String {

@@ -1,0 +1,100 @@
+//! Owns what the agent remembers between looks: what was good, what failed, what to wait for.
+
+use std::collections::BTreeMap;
+
+use holdfast_proto::id::ServiceKey;
+use holdfast_proto::target::{Identity, ServiceTarget};
+use holdfast_proto::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Everything remembered; the agent keeps it in its journal.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// By service. A service that nothing happened to has no entry.
+    pub services: BTreeMap<ServiceKey, ServiceHistory>,
+    /// Failed pulls by pinned image; gone once one succeeds.
+    pub pulls: BTreeMap<String, Retry>,
+    /// Failed steps by service; gone once one succeeds.
+    pub steps: BTreeMap<ServiceKey, Retry>,
+}
+
+/// What happened to one service on this device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceHistory {
+    /// The newest spec that passed its health gate here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<ServiceTarget>,
+    /// The spec that failed here; not tried again until the target names another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Rejected>,
+    /// How often the agent itself died while it worked on one spec.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<Attempts>,
+}
+
+/// A spec that failed its gate here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejected {
+    /// What failed.
+    pub identity: Identity,
+    /// The pinned image of it, for reports.
+    pub image: String,
+    /// Why, in words.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Deaths of the agent while it worked on one spec.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempts {
+    /// What it worked on.
+    pub identity: Identity,
+    /// How often it died.
+    pub count: u32,
+}
+
+/// Something that failed and is tried again later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// How often it failed in a row.
+    pub attempts: u32,
+    /// Not before this time.
+    pub not_before: Timestamp,
+    /// Why it last failed, in words.
+    pub error: String,
+}
+
+impl History {
+    /// What is remembered of one service.
+    pub fn of(&self, key: &ServiceKey) -> Option<&ServiceHistory> {
+        self.services.get(key)
+    }
+}
+
+impl ServiceHistory {
+    /// Whether this very spec failed here.
+    pub fn rejects(&self, service: &ServiceTarget) -> Option<&Rejected> {
+        self.rejected
+            .as_ref()
+            .filter(|rejected| rejected.identity.matches(service))
+    }
+
+    /// Whether this very spec passed its gate here last.
+    pub fn trusts(&self, service: &ServiceTarget) -> bool {
+        self.last_good.as_ref().is_some_and(|good| {
+            service.identity().is_some() && good.identity() == service.identity()
+        })
+    }
+
+    /// How often the agent died while it worked on this very spec.
+    pub fn deaths(&self, service: &ServiceTarget) -> u32 {
+        let attempts = self.attempts.as_ref();
+        attempts
+            .filter(|attempts| attempts.identity.matches(service))
+            .map_or(0, |a| a.count)
+    }
+}

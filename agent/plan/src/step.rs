@@ -1,0 +1,500 @@
+//! Owns the plan's words: steps to run, holds to report, and one text for each.
+
+use std::fmt;
+
+use holdfast_proto::id::ServiceKey;
+use holdfast_proto::image::{Expected, Platform};
+use holdfast_proto::spec::RestartPolicy;
+use holdfast_proto::target::{Identity, ServiceTarget};
+use holdfast_proto::time::Timestamp;
+
+use crate::health::RejectReason;
+use crate::observed::ContainerRef;
+
+/// What to do next, what is not done and why, and when to look again.
+#[must_use = "a plan nobody executes or reports hides a decision"]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Steps, the first one first. After one has run, look again: the rest may have changed.
+    pub steps: Vec<Step>,
+    /// What is not done, each with its reason.
+    pub holds: Vec<Hold>,
+    /// When a hold may end by time alone.
+    pub look_again: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Whether nothing is left to do or to wait for.
+    pub fn is_converged(&self) -> bool {
+        self.steps.is_empty() && self.holds.is_empty()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
+        }
+        for hold in &self.holds {
+            writeln!(f, "hold: {hold}")?;
+        }
+        if self.is_converged() {
+            writeln!(f, "nothing to do")?;
+        }
+        Ok(())
+    }
+}
+
+/// One action. Each is safe to repeat: an agent that died in it runs it again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Fetch an image by digest.
+    Pull {
+        /// The service that needs it.
+        key: ServiceKey,
+        /// The pinned name, `name@sha256:…`.
+        image: String,
+        /// What must be found after the pull.
+        expected: Expected,
+        /// The platform to ask for.
+        platform: Platform,
+    },
+    /// Make a container, not started, with restart policy `no`.
+    Create {
+        /// The service.
+        key: ServiceKey,
+        /// The container's name, unique per generation.
+        name: String,
+        /// The target's generation.
+        generation: u64,
+        /// What to make.
+        service: Box<ServiceTarget>,
+    },
+    /// Set a container's restart policy to `no`, then stop it.
+    Stop {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// What for.
+        why: StopReason,
+    },
+    /// Set a container's restart policy, then start it.
+    Start {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The policy: `no` for a candidate, the wanted one for a committed container.
+        restart: RestartPolicy,
+        /// What the container was made from, to reject it if it cannot start.
+        identity: Identity,
+        /// Whether it still has to pass the gate.
+        candidate: bool,
+    },
+    /// Set the restart policy of a committed container that lost it.
+    Arm {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The policy.
+        restart: RestartPolicy,
+    },
+    /// Unfreeze a container that somebody paused.
+    Unpause {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+    },
+    /// Set the wanted restart policy, then write the spec down as last good.
+    Commit {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The policy.
+        restart: RestartPolicy,
+        /// What passed.
+        service: Box<ServiceTarget>,
+    },
+    /// Write down that a spec failed here; the next look brings the last good one back.
+    Reject {
+        /// The service.
+        key: ServiceKey,
+        /// What failed.
+        identity: Identity,
+        /// Its pinned image.
+        image: String,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Delete a stopped container.
+    Remove {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// What for.
+        why: RemoveReason,
+    },
+    /// Forget a service that left the target and of which nothing is left.
+    Forget {
+        /// The service.
+        key: ServiceKey,
+    },
+}
+
+/// Why a container is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Its successor is ready to start.
+    Replaced,
+    /// It failed its gate.
+    Rejected,
+    /// Its service is no longer in the target.
+    NotInTarget,
+    /// Another container of the service is the one that should run.
+    Superfluous,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replaced => "its successor is ready",
+            Self::Rejected => "it failed its gate",
+            Self::NotInTarget => "its service left the target",
+            Self::Superfluous => "another container serves",
+        })
+    }
+}
+
+/// Why a container is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveReason {
+    /// Its successor passed the gate.
+    Succeeded,
+    /// It failed its gate and the last good one serves again.
+    Rejected,
+    /// Its service is no longer in the target.
+    NotInTarget,
+    /// It was made for a target that has changed since.
+    Outdated,
+    /// The engine lost it half-way.
+    Broken,
+}
+
+impl fmt::Display for RemoveReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Succeeded => "its successor passed the gate",
+            Self::Rejected => "it failed its gate",
+            Self::NotInTarget => "its service left the target",
+            Self::Outdated => "the target changed before it started",
+            Self::Broken => "the engine lost it half-way",
+        })
+    }
+}
+
+impl Step {
+    /// The service that the step is for.
+    pub fn key(&self) -> &ServiceKey {
+        match self {
+            Self::Pull { key, .. }
+            | Self::Create { key, .. }
+            | Self::Stop { key, .. }
+            | Self::Start { key, .. }
+            | Self::Arm { key, .. }
+            | Self::Unpause { key, .. }
+            | Self::Commit { key, .. }
+            | Self::Reject { key, .. }
+            | Self::Remove { key, .. }
+            | Self::Forget { key } => key,
+        }
+    }
+
+    /// Stable name of the action, for logs and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Pull { .. } => "pull",
+            Self::Create { .. } => "create",
+            Self::Stop { .. } => "stop",
+            Self::Start { .. } => "start",
+            Self::Arm { .. } => "arm",
+            Self::Unpause { .. } => "unpause",
+            Self::Commit { .. } => "commit",
+            Self::Reject { .. } => "reject",
+            Self::Remove { .. } => "remove",
+            Self::Forget { .. } => "forget",
+        }
+    }
+
+    /// Whether the step works on a spec that has not passed its gate here yet; an agent that dies in
+    /// such a step counts the death against the spec.
+    pub fn candidate(&self) -> Option<Identity> {
+        match self {
+            Self::Create { service, .. } | Self::Commit { service, .. } => service.identity(),
+            Self::Start {
+                identity,
+                candidate: true,
+                ..
+            } => Some(*identity),
+            Self::Pull { .. }
+            | Self::Stop { .. }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Reject { .. }
+            | Self::Remove { .. }
+            | Self::Forget { .. } => None,
+        }
+    }
+}
+
+/// A pinned name with the digest cut to what people compare.
+pub(crate) fn short_image(image: &str) -> String {
+    match image.split_once("@sha256:") {
+        Some((name, hex)) => format!("{name}@{}", hex.chars().take(12).collect::<String>()),
+        None => image.to_owned(),
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pull {
+                key,
+                image,
+                platform,
+                ..
+            } => {
+                write!(f, "{key}: pull {} for {platform}", short_image(image))
+            }
+            Self::Create {
+                key, name, service, ..
+            } => {
+                write!(
+                    f,
+                    "{key}: create {name} from {}",
+                    short_image(&service.image_name)
+                )
+            }
+            Self::Stop {
+                key,
+                container,
+                why,
+            } => write!(f, "{key}: stop {container}: {why}"),
+            Self::Start {
+                key,
+                container,
+                candidate: true,
+                ..
+            } => {
+                write!(f, "{key}: start {container} on trial")
+            }
+            Self::Start {
+                key,
+                container,
+                restart,
+                ..
+            } => {
+                write!(f, "{key}: start {container} with restart {restart}")
+            }
+            Self::Arm {
+                key,
+                container,
+                restart,
+            } => {
+                write!(f, "{key}: set restart {restart} on {container}")
+            }
+            Self::Unpause { key, container } => write!(f, "{key}: unpause {container}"),
+            Self::Commit { key, container, .. } => {
+                write!(f, "{key}: commit {container}: it passed its gate")
+            }
+            Self::Reject {
+                key, image, reason, ..
+            } => {
+                write!(f, "{key}: reject {}: {reason}", short_image(image))
+            }
+            Self::Remove {
+                key,
+                container,
+                why,
+            } => write!(f, "{key}: remove {container}: {why}"),
+            Self::Forget { key } => write!(f, "{key}: forget, nothing of it is left"),
+        }
+    }
+}
+
+/// A named reason not to act.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Hold {
+    /// The target's spec failed here; the last good one serves, if there is one.
+    Rejected {
+        /// The service.
+        key: ServiceKey,
+        /// The rejected image.
+        image: String,
+        /// Why it was rejected.
+        reason: String,
+        /// Whether a last good spec serves instead.
+        fallback: bool,
+    },
+    /// A candidate runs and has not proved itself yet.
+    Verifying {
+        /// The service.
+        key: ServiceKey,
+        /// The candidate.
+        container: ContainerRef,
+        /// When the gate decides at the latest.
+        until: Timestamp,
+    },
+    /// The last pull failed.
+    PullFailed {
+        /// The service.
+        key: ServiceKey,
+        /// The image.
+        image: String,
+        /// Why.
+        error: String,
+        /// When it is tried again.
+        until: Timestamp,
+    },
+    /// A step of the service failed.
+    StepFailed {
+        /// The service.
+        key: ServiceKey,
+        /// Why.
+        error: String,
+        /// When it is tried again.
+        until: Timestamp,
+    },
+    /// The reference was never resolved to a digest.
+    Unresolved {
+        /// The service.
+        key: ServiceKey,
+        /// The reference.
+        image: String,
+        /// Why, as the server said it.
+        error: String,
+    },
+    /// The image was made for a platform that this device cannot run.
+    UnsupportedPlatform {
+        /// The service.
+        key: ServiceKey,
+        /// The image's platform.
+        image: Platform,
+        /// The device's platform.
+        device: Platform,
+    },
+    /// The engine holds another image under the pinned name than the target expects.
+    WrongImage {
+        /// The service.
+        key: ServiceKey,
+        /// The pinned name.
+        image: String,
+    },
+    /// The engine is removing a container whose place is needed.
+    Removing {
+        /// The service.
+        key: ServiceKey,
+        /// The container.
+        container: ContainerRef,
+    },
+}
+
+impl Hold {
+    /// The service that is held.
+    pub fn key(&self) -> &ServiceKey {
+        match self {
+            Self::Rejected { key, .. }
+            | Self::Verifying { key, .. }
+            | Self::PullFailed { key, .. }
+            | Self::StepFailed { key, .. }
+            | Self::Unresolved { key, .. }
+            | Self::UnsupportedPlatform { key, .. }
+            | Self::WrongImage { key, .. }
+            | Self::Removing { key, .. } => key,
+        }
+    }
+
+    /// Stable name of the reason, for reports.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rejected { .. } => "rejected",
+            Self::Verifying { .. } => "verifying",
+            Self::PullFailed { .. } => "pull_failed",
+            Self::StepFailed { .. } => "step_failed",
+            Self::Unresolved { .. } => "unresolved",
+            Self::UnsupportedPlatform { .. } => "unsupported_platform",
+            Self::WrongImage { .. } => "wrong_image",
+            Self::Removing { .. } => "removing",
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected {
+                key,
+                image,
+                reason,
+                fallback,
+            } => {
+                let instead = if *fallback {
+                    "the last good one serves"
+                } else {
+                    "nothing to fall back to"
+                };
+                write!(
+                    f,
+                    "{key}: {} was rejected: {reason}; {instead}",
+                    short_image(image)
+                )
+            }
+            Self::Verifying {
+                key,
+                container,
+                until,
+            } => {
+                write!(f, "{key}: {container} is on trial until {until}")
+            }
+            Self::PullFailed {
+                key,
+                image,
+                error,
+                until,
+            } => {
+                write!(
+                    f,
+                    "{key}: pulling {} failed, again at {until}: {error}",
+                    short_image(image)
+                )
+            }
+            Self::StepFailed { key, error, until } => {
+                write!(f, "{key}: a step failed, again at {until}: {error}")
+            }
+            Self::Unresolved { key, image, error } => {
+                write!(f, "{key}: {image} has no digest yet: {error}")
+            }
+            Self::UnsupportedPlatform { key, image, device } => {
+                write!(
+                    f,
+                    "{key}: the image is for {image}, this device is {device}"
+                )
+            }
+            Self::WrongImage { key, image } => {
+                write!(
+                    f,
+                    "{key}: the engine's {} is not the image that was resolved",
+                    short_image(image)
+                )
+            }
+            Self::Removing { key, container } => {
+                write!(f, "{key}: the engine is still removing {container}")
+            }
+        }
+    }
+}
