@@ -1,6 +1,6 @@
 //! Owns what the agent remembers between looks: what was good, what failed, what to wait for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::{Identity, ServiceTarget};
@@ -31,6 +31,10 @@ pub struct ServiceHistory {
     /// How often the agent itself died while it worked on one spec.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Attempts>,
+    /// Containers (engine ids) that the agent itself stopped and has not started again since: being
+    /// down is no decision of their own. Written down before the stop, dropped after a start.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub interrupted: BTreeSet<String>,
 }
 
 /// A spec that failed its gate here.

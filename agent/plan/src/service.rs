@@ -1,6 +1,7 @@
 //! Owns the decision for one service: serve what is good, try what is new, never both at once.
 
 use holdfast_proto::id::ServiceKey;
+use holdfast_proto::image::Digest;
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::{Identity, ServiceTarget};
 use holdfast_proto::time::Timestamp;
@@ -56,7 +57,7 @@ pub(crate) fn plan(
     } else if history.trusts(service) {
         view.serve(service, StopReason::Superfluous, plan);
     } else {
-        view.attempt(service, history, plan);
+        view.attempt(service, plan);
     }
 }
 
@@ -78,6 +79,7 @@ fn wait_until(until: Timestamp, plan: &mut Plan) {
 struct View<'a> {
     situation: &'a Situation<'a>,
     key: &'a ServiceKey,
+    history: &'a ServiceHistory,
     containers: Vec<&'a Container>,
 }
 
@@ -159,9 +161,9 @@ impl<'a> View<'a> {
                 container: container.handle(),
             }),
             ContainerState::Created | ContainerState::Exited { .. } => {
+                self.stop_others(Some(container), stop_others, plan);
                 // Being stopped by a swap is no reason to stay down, whatever the policy says.
-                let others_up = self.stop_others(Some(container), stop_others, plan);
-                if others_up || stays_up(container) {
+                if self.history.interrupted.contains(&container.id) || stays_up(container) {
                     plan.steps.push(Step::Start {
                         key: self.key.clone(),
                         container: container.handle(),
@@ -182,7 +184,7 @@ impl<'a> View<'a> {
     }
 
     /// Brings a spec towards its gate while the last good one goes on serving.
-    fn attempt(&self, service: &ServiceTarget, history: &ServiceHistory, plan: &mut Plan) {
+    fn attempt(&self, service: &ServiceTarget, plan: &mut Plan) {
         let Some(identity) = service.identity() else {
             let resolution = service
                 .pin
@@ -193,10 +195,10 @@ impl<'a> View<'a> {
                 image: service.image_name.clone(),
                 error: resolution.unwrap_or_else(|| "it was not resolved yet".to_owned()),
             });
-            self.serve_meanwhile(history, plan);
+            self.serve_meanwhile(false, plan);
             return;
         };
-        let deaths = history.deaths(service);
+        let deaths = self.history.deaths(service);
         if deaths >= self.situation.gate.max_attempts {
             plan.steps.push(Step::Reject {
                 key: self.key.clone(),
@@ -209,29 +211,40 @@ impl<'a> View<'a> {
         match self.container_of(service) {
             Some(candidate) => self.try_out(candidate, service, plan),
             None => {
-                self.serve_meanwhile(history, plan);
+                let begun = plan.steps.len();
                 self.prepare(service, plan);
+                let ready = plan.steps[begun..]
+                    .iter()
+                    .any(|step| matches!(step, Step::Create { .. }));
+                self.serve_meanwhile(ready, plan);
             }
         }
     }
 
-    /// Restores the last good container while its successor is not ready; tidies nothing away yet.
-    fn serve_meanwhile(&self, history: &ServiceHistory, plan: &mut Plan) {
-        let Some(good) = &history.last_good else {
+    /// Restores the last good container while its successor is on its way; tidies nothing away yet.
+    ///
+    /// When the successor is `ready` to be made, what is up may stay as it is for that moment.
+    fn serve_meanwhile(&self, ready: bool, plan: &mut Plan) {
+        let Some(good) = &self.history.last_good else {
             return;
         };
+        let something_is_up = self
+            .containers
+            .iter()
+            .any(|container| container.state.is_up());
+        if ready && something_is_up {
+            return;
+        }
         let mut restore = Plan::default();
         self.serve(good, StopReason::Superfluous, &mut restore);
-        // A lost last good container is made anew only if nothing newer can be: see `prepare`.
         plan.steps
             .extend(restore.steps.into_iter().filter(|step| match step {
                 Step::Start { .. }
                 | Step::Arm { .. }
                 | Step::Unpause { .. }
                 | Step::Stop { .. } => true,
-                Step::Create { .. } => self.containers.is_empty(),
-                Step::Pull { .. }
-                | Step::Commit { .. }
+                Step::Create { .. } | Step::Pull { .. } => !ready,
+                Step::Commit { .. }
                 | Step::Reject { .. }
                 | Step::Remove { .. }
                 | Step::Forget { .. } => false,
@@ -372,29 +385,22 @@ impl<'a> View<'a> {
     }
 
     fn create(&self, service: &ServiceTarget, plan: &mut Plan) {
+        let Some(identity) = service.identity() else {
+            return;
+        };
         let generation = self.situation.target.generation;
         let ServiceKey { app, service: name } = self.key;
-        let device = self.situation.observed.device.short();
-        let name = format!("{name}-{app}-g{generation}-{device}");
-        // A rejected or outdated container may hold the name that the last good one is made under.
-        if let Some(holder) = self
-            .containers
-            .iter()
-            .find(|container| container.name == name)
-        {
-            if holder.state.is_up() {
-                plan.steps.push(Step::Stop {
-                    key: self.key.clone(),
-                    container: holder.handle(),
-                    why: StopReason::Superfluous,
-                });
-            }
-            plan.steps.push(self.remove(holder, RemoveReason::Outdated));
-            return;
-        }
+        // Unique per device, generation and spec: no two containers of ours can want one name.
+        let device = self.situation.observed.device;
+        let content = format!("{device} {} {}", identity.config_digest, identity.spec_hash);
+        let mark: String = Digest::of(content.as_bytes())
+            .hex()
+            .chars()
+            .take(8)
+            .collect();
         plan.steps.push(Step::Create {
             key: self.key.clone(),
-            name,
+            name: format!("{name}-{app}-g{generation}-{mark}"),
             generation,
             service: Box::new(service.clone()),
         });

@@ -82,13 +82,10 @@ impl Platform {
     /// The position in `offered` of the image this platform should run, if any fits.
     ///
     /// The first offer of the best candidate wins (OCI image index: "the first matching entry").
-    pub fn choose<'a>(&self, offered: impl IntoIterator<Item = &'a Self> + Clone) -> Option<usize> {
-        self.candidates().iter().find_map(|candidate| {
-            offered
-                .clone()
-                .into_iter()
-                .position(|platform| platform == candidate)
-        })
+    pub fn choose(&self, offered: &[&Self]) -> Option<usize> {
+        self.candidates()
+            .iter()
+            .find_map(|candidate| offered.iter().position(|platform| *platform == candidate))
     }
 
     /// Whether an image of platform `image` can run here.
