@@ -38,9 +38,9 @@ pub struct ResolvedImage {
 impl ResolvedImage {
     /// The image that a device of this platform should run, if there is one.
     pub fn for_platform(&self, platform: &Platform) -> Option<&PlatformImage> {
-        let offered = self.platforms.iter().map(|image| &image.platform);
+        let offered: Vec<&Platform> = self.platforms.iter().map(|image| &image.platform).collect();
         platform
-            .choose(offered)
+            .choose(&offered)
             .map(|position| &self.platforms[position])
     }
 }
