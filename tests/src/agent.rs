@@ -1,0 +1,132 @@
+//! The real agent on a test's device: enrolled, run, killed and started again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::process::{Process, Program};
+
+/// What an agent should be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The control API's address as the agent sees it: the API's own, or a tap's.
+    pub api: String,
+    /// The engine's socket as the agent sees it: the engine's own, or a tap's.
+    pub docker: PathBuf,
+    /// The settings file's other keys; tests run on short intervals.
+    pub settings: Value,
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+}
+
+impl Options {
+    /// Short intervals throughout, so that a test waits for the work and not for the clock.
+    pub fn new(api: impl Into<String>, docker: &Path) -> Self {
+        Self {
+            api: api.into(),
+            docker: docker.to_owned(),
+            settings: json!({
+                "poll": { "interval_seconds": 1 },
+                "report": { "heartbeat_seconds": 5 },
+                "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15 },
+                "pull": { "no_progress_seconds": 20 },
+                "log": { "format": "json", "level": "debug" },
+            }),
+            env: Vec::new(),
+        }
+    }
+
+    /// Sets one key, as `("gate", "stable_seconds", 5)`.
+    #[must_use]
+    pub fn set(mut self, part: &str, key: &str, value: impl Into<Value>) -> Self {
+        self.settings[part][key] = value.into();
+        self
+    }
+}
+
+/// An enrolled agent; dropping it ends it and forgets its state. Its containers are the engine's.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    program: Program,
+    folder: TempDir,
+}
+
+impl Agent {
+    /// Enrols a new device with an enrolment key; [`Agent::run`] starts it.
+    pub async fn enrol(options: Options, key: &str) -> anyhow::Result<Self> {
+        let agent = Self::prepare(options)?;
+        agent.command(&["enroll", "--key", key]).await?;
+        Ok(agent)
+    }
+
+    /// Writes the settings without enrolling.
+    pub fn prepare(options: Options) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let state = folder.path().join("state");
+        fs::create_dir(&state)?;
+        let mut config = options.settings;
+        config["api"] = json!({ "url": options.api });
+        config["state_dir"] = json!(state);
+        config["docker"]["socket"] = json!(options.docker);
+        let path = folder.path().join("agent.yaml");
+        fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+        let words = ["--config", &path.display().to_string(), "run"].map(str::to_owned);
+        let mut program = Program::new(binaries::agent()?, words);
+        program.env = options.env;
+        Ok(Self {
+            process: None,
+            program,
+            folder,
+        })
+    }
+
+    /// Starts (or, after [`Agent::kill9`] or [`Agent::stop`], starts again) the agent.
+    pub fn run(&mut self) -> anyhow::Result<()> {
+        if let Some(process) = &mut self.process {
+            return process.restart();
+        }
+        let log = self.folder.path().join("log");
+        let process = Process::start("holdfast-agent", self.program.clone(), &log)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills it as a power cut would.
+    pub fn kill9(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill9();
+        }
+    }
+
+    /// Ends it in good order.
+    pub fn stop(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.stop();
+        }
+    }
+
+    /// The running (or last) program: pid, log, end.
+    pub fn process(&self) -> anyhow::Result<&Process> {
+        self.process.as_ref().context("the agent was never started")
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Its settings file.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("agent.yaml")
+    }
+
+    /// Runs a command of the agent (`status`, `plan`, …) with the same settings.
+    pub async fn command(&self, words: &[&str]) -> anyhow::Result<String> {
+        crate::api::run(&self.program.file, &self.config_file(), words).await
+    }
+}

@@ -1,0 +1,25 @@
+//! The lab: everything a journey, demo or bench needs to run Holdfast for real on one machine.
+//!
+//! It owns a container engine, registries, images, `PostgreSQL`, the two real programs and the taps
+//! between them. It refuses to fake what can run, to touch what it did not start, and to leave
+//! anything running when its last user is gone.
+
+pub mod agent;
+pub mod api;
+pub mod apt;
+pub mod binaries;
+pub mod clock;
+pub mod docker;
+pub mod engine;
+pub mod images;
+pub mod layers;
+pub mod place;
+pub mod postgres;
+pub mod process;
+pub mod receiver;
+pub mod registry;
+pub mod serve;
+pub mod tap;
+pub mod tcp_tap;
+pub mod token_server;
+pub mod wait;
