@@ -46,7 +46,7 @@ enum Network {
     Usual,
     /// A bridge of its own and no iptables, so that another engine's rules stay as they are.
     /// Published ports work through docker-proxy.
-    Beside { bridge: String, slot: u8 },
+    Beside { bridge: String },
 }
 
 impl Engine {
@@ -205,7 +205,7 @@ impl Network {
             let address = format!("10.213.{slot}.1/24");
             apt::run(Command::new("ip").args(["addr", "add", &address, "dev", &bridge]))?;
             apt::run(Command::new("ip").args(["link", "set", &bridge, "up"]))?;
-            return Ok(Self::Beside { bridge, slot });
+            return Ok(Self::Beside { bridge });
         }
         bail!("no bridge could be made: are all of hflab1 to hflab30 there already?")
     }
@@ -247,6 +247,7 @@ async fn start(folder: &Path, network: &Network, docker: &Docker) -> anyhow::Res
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let group = format!("holdfast-lab-{name}-{}", place::unique());
     fs::write(folder.join("cgroup"), &group)?;
+    fs::write(folder.join("dockerd.log"), "")?;
     let at = folder.display();
     let mut args = vec![
         format!("--host=unix://{at}/docker.sock"),
@@ -257,14 +258,12 @@ async fn start(folder: &Path, network: &Network, docker: &Docker) -> anyhow::Res
         "--exec-opt=native.cgroupdriver=cgroupfs".to_owned(),
         "--shutdown-timeout=3".to_owned(),
     ];
-    if let Network::Beside { bridge, slot } = network {
+    if let Network::Beside { bridge } = network {
+        // No `--default-address-pool` here: with one, dockerd deletes docker0, whosever it is,
+        // when it starts a second time on the same data.
         fs::write(folder.join("bridge"), bridge)?;
         args.push(format!("--bridge={bridge}"));
         args.push("--iptables=false".to_owned());
-        let pool = 220 + slot;
-        args.push(format!(
-            "--default-address-pool=base=10.{pool}.0.0/16,size=24"
-        ));
     }
     launch(folder, &args)?;
     answers(folder, docker).await?;

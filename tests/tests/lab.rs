@@ -453,6 +453,8 @@ async fn a_tcp_tap_cuts_stalls_and_mends() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_engine_dies_and_returns_with_its_containers_running() -> anyhow::Result<()> {
     let shared = Engine::shared().await?;
+    let bridge = || std::path::Path::new("/sys/class/net/docker0").exists();
+    let had_bridge = bridge();
     let watch = Stopwatch::start();
     let engine = Engine::private().await?;
     took("private engine", watch);
@@ -487,6 +489,7 @@ async fn a_private_engine_dies_and_returns_with_its_containers_running() -> anyh
     .await;
     assert_eq!(wait_for("the page again", SOON, page).await, "1\n");
     assert!(shared.docker().container("survivor").await?.is_none());
+    assert_eq!(bridge(), had_bridge, "the shared engine's bridge");
     engine.sweep("d1").await?;
     assert!(
         engine
