@@ -36,6 +36,7 @@ pub(crate) fn plan(
     let view = View {
         situation,
         key,
+        history,
         containers,
     };
     if let Some(rejected) = history.rejects(service) {
@@ -84,12 +85,23 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The container made from `service`: the one that is up, else the newest.
+    /// The container made from `service`: the one that is up, else the newest that can be started.
     fn container_of(&self, service: &ServiceTarget) -> Option<&'a Container> {
         self.containers
             .iter()
             .filter(|container| container.is(service))
-            .max_by_key(|container| (container.state.is_up(), container.generation))
+            .max_by_key(|container| {
+                let lost = matches!(
+                    container.state,
+                    ContainerState::Dead | ContainerState::Removing
+                );
+                (
+                    container.state.is_up(),
+                    !lost,
+                    container.generation,
+                    container.id.as_str(),
+                )
+            })
             .copied()
     }
 
