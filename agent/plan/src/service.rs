@@ -220,17 +220,17 @@ impl<'a> View<'a> {
             });
             return;
         }
-        match self.container_of(service) {
-            Some(candidate) => self.try_out(candidate, service, plan),
-            None => {
-                let begun = plan.steps.len();
-                self.prepare(service, plan);
-                let ready = plan.steps[begun..]
-                    .iter()
-                    .any(|step| matches!(step, Step::Create { .. }));
-                self.serve_meanwhile(ready, plan);
-            }
+        if let Some(candidate) = self.container_of(service) {
+            self.try_out(candidate, service, plan);
+            return;
         }
+        let begun = plan.steps.len();
+        self.prepare(service, plan);
+        let prepared = &plan.steps[begun..];
+        let ready = prepared
+            .iter()
+            .any(|step| matches!(step, Step::Create { .. }));
+        self.serve_meanwhile(ready, plan);
     }
 
     /// Restores the last good container while its successor is on its way; tidies nothing away yet.
