@@ -66,7 +66,7 @@ impl Agent {
 
     /// Writes the settings without enrolling.
     pub fn prepare(options: Options) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = crate::place::temporary("agent")?;
         let state = folder.path().join("state");
         fs::create_dir(&state)?;
         let mut config = options.settings;

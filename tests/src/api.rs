@@ -120,7 +120,7 @@ impl Api {
     /// Starts it and waits until it is ready.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let file = binaries::api()?;
-        let folder = tempfile::tempdir()?;
+        let folder = crate::place::temporary("api")?;
         let data = folder.path().join("data");
         fs::create_dir(&data)?;
         let port = Port::take()?;

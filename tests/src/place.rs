@@ -6,9 +6,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::{Context, ensure};
+use tempfile::TempDir;
 
 /// First and last port handed out: below the kernel's range for outgoing connections.
 const PORTS: std::ops::RangeInclusive<u16> = 20_000..=31_999;
@@ -43,6 +45,28 @@ pub fn folder(name: &str) -> anyhow::Result<PathBuf> {
     let path = root()?.join(name);
     fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
     Ok(path)
+}
+
+/// A temporary folder below the lab's folder, removed when dropped.
+///
+/// A process that is killed cannot remove its own; the next process of the lab does it.
+pub fn temporary(what: &str) -> anyhow::Result<TempDir> {
+    static SWEPT: Once = Once::new();
+    let below = folder("tmp")?;
+    SWEPT.call_once(|| {
+        for entry in fs::read_dir(&below).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let owner = name.split('-').next().unwrap_or_default();
+            if !Path::new("/proc").join(owner).exists() {
+                // Another process may be removing it too.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    let prefix = format!("{}-{what}-", std::process::id());
+    let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(&below);
+    made.with_context(|| format!("make a folder in {}", below.display()))
 }
 
 /// Opens a lock file of the lab without locking it.

@@ -36,7 +36,7 @@ impl Postgres {
             .context("three programs")?;
         let user = user()?;
         let template = template(&initdb, user)?;
-        let folder = tempfile::Builder::new().prefix("hf-pg-").tempdir()?;
+        let folder = place::temporary("postgres")?;
         let at = folder.path();
         own(at, user)?;
         let mut copy = Command::new("cp");

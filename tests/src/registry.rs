@@ -83,7 +83,7 @@ impl Registry {
     /// A registry with options.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let program = apt::require(&["docker-registry", "setpriv"])?.swap_remove(0);
-        let folder = tempfile::tempdir()?;
+        let folder = crate::place::temporary("registry")?;
         let port = Port::take()?;
         let tokens = match &options.login {
             Login::Token(policy) => Some(TokenServer::start(policy.clone()).await?),

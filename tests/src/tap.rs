@@ -205,7 +205,7 @@ pub struct EngineTap {
 impl EngineTap {
     /// Listens on a socket of its own and forwards to the engine's.
     pub fn start(engine: &Path) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("hf-tap-").tempdir()?;
+        let folder = crate::place::temporary("tap")?;
         let listener = UnixListener::bind(folder.path().join("docker.sock"))?;
         let state = Arc::new(State {
             engine: engine.to_owned(),

@@ -8,7 +8,7 @@ use holdfast_tests::clock::Stopwatch;
 use holdfast_tests::docker::Docker;
 use holdfast_tests::engine::Engine;
 use holdfast_tests::images::{Image, Kind, Pushed};
-use holdfast_tests::place::{Port, unique};
+use holdfast_tests::place::{Port, temporary, unique};
 use holdfast_tests::postgres::Postgres;
 use holdfast_tests::process::{Process, Program, Signal};
 use holdfast_tests::receiver::Receiver;
@@ -334,7 +334,7 @@ async fn the_tap_kills_its_client_after_the_engine_created_the_container() -> an
     assert_eq!(tap.mutations().len(), 1);
 
     let name = unique();
-    let folder = tempfile::tempdir()?;
+    let folder = temporary("lab")?;
     // The shell waits for a nod, so that its pid is known to the rule before it calls.
     let nod = folder.path().join("nod");
     let script = format!(
@@ -379,7 +379,7 @@ async fn the_tap_passes_streams_and_upgrades_and_stalls_on_demand() -> anyhow::R
     let name = unique();
 
     // Events stream through while they happen.
-    let folder = tempfile::tempdir()?;
+    let folder = temporary("lab")?;
     let host = format!("unix://{}", tap.socket().display());
     let filter = format!("container={name}");
     let watch = ["-H", &host, "events", "--filter", &filter].map(str::to_owned);
@@ -503,7 +503,7 @@ async fn a_private_engine_dies_and_returns_with_its_containers_running() -> anyh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_are_killed_restarted_and_never_left_behind() -> anyhow::Result<()> {
-    let folder = tempfile::tempdir()?;
+    let folder = temporary("lab")?;
     let log = folder.path().join("log");
     let script = "echo started $$; trap 'echo asked' TERM; while :; do sleep 0.05; done";
     let program = Program::new("/bin/sh", ["-c", script]);
