@@ -220,7 +220,7 @@ fn every_scenario_gets_its_plan() {
     let text = include_str!("scenarios.yaml");
     let scenarios: Vec<Scenario> = serde_yaml::from_str(text).expect("scenarios.yaml is valid");
     assert!(scenarios.len() >= 30, "the scenarios were read");
-    let mut wrong = String::new();
+    let mut wrong = Vec::new();
     for scenario in &scenarios {
         let target = target(scenario.generation, &scenario.target);
         let observed = observed(scenario);
@@ -234,11 +234,11 @@ fn every_scenario_gets_its_plan() {
         };
         let decided = readable(&plan(&situation).to_string());
         if decided != scenario.plan {
-            wrong += &format!(
+            wrong.push(format!(
                 "\n{}:\n--- written\n{}--- decided\n{decided}",
                 scenario.title, scenario.plan
-            );
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{wrong}");
+    assert!(wrong.is_empty(), "{}", wrong.concat());
 }
