@@ -124,13 +124,13 @@ impl Api {
         let data = folder.path().join("data");
         fs::create_dir(&data)?;
         let port = Port::take()?;
-        let database = options
-            .database
-            .unwrap_or_else(|| format!("sqlite://{}", data.join("holdfast.db").display()));
         let mut config = json!({
-            "listen": port.address(), "data_dir": data, "database": database,
+            "listen": port.address(), "data_dir": data,
             "log": { "format": "json", "level": "debug" }, "registries": options.registries,
         });
+        if let Some(url) = options.database {
+            config["database"] = json!(url);
+        }
         for (key, value) in options.settings.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
