@@ -119,11 +119,15 @@ impl Answer {
 impl Api {
     /// Starts it and waits until it is ready.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
+        Self::start_on(Port::take()?, options).await
+    }
+
+    /// As [`Api::start`], on a port that was taken before to tell others of it.
+    pub async fn start_on(port: Port, options: Options) -> anyhow::Result<Self> {
         let file = binaries::api()?;
         let folder = crate::place::temporary("api")?;
         let data = folder.path().join("data");
         fs::create_dir(&data)?;
-        let port = Port::take()?;
         let mut config = json!({
             "listen": port.address(), "data_dir": data,
             "log": { "format": "json", "level": "debug" }, "registries": options.registries,
@@ -203,6 +207,11 @@ impl Api {
     /// Its settings file.
     pub fn config_file(&self) -> PathBuf {
         self.folder.path().join("api.yaml")
+    }
+
+    /// Everything it printed.
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
     }
 
     /// The program itself: its log, `kill9`, `restart` (then [`Api::ready`]).

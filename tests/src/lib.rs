@@ -19,6 +19,7 @@ pub mod process;
 pub mod receiver;
 pub mod registry;
 pub mod serve;
+pub mod site;
 pub mod tap;
 pub mod tcp_tap;
 pub mod token_server;

@@ -1,0 +1,343 @@
+//! A whole installation: one engine, a registry, a control API, and devices with real agents.
+//!
+//! Journeys talk to it as operators do. A device's containers are removed with it, even when its
+//! test failed.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::agent::{self, Agent};
+use crate::api::{self, Answer, Api};
+use crate::docker::Docker;
+use crate::engine::Engine;
+use crate::place;
+use crate::registry::{self, Registry};
+use crate::tap::EngineTap;
+use crate::wait::{try_wait_for, wait_for};
+
+/// From a target to a converged device: a pull from loopback, a swap and a gate of a second or two.
+pub const CONVERGES_WITHIN: Duration = Duration::from_secs(90);
+
+/// An engine, a registry and a control API.
+#[derive(Debug)]
+pub struct Site {
+    /// The engine that all devices of all tests share.
+    pub engine: Engine,
+    /// This site's registry.
+    pub registry: Registry,
+    /// This site's control API.
+    pub api: Api,
+}
+
+/// A device of a site: enrolled, with its agent and a tap between agent and engine.
+#[derive(Debug)]
+pub struct Device {
+    /// Its id.
+    pub uuid: String,
+    /// Its bearer token.
+    pub token: String,
+    /// Its agent; not started by enrolment.
+    pub agent: Agent,
+    /// What the agent sees as the engine.
+    pub tap: EngineTap,
+    docker: Docker,
+    reached: u16,
+}
+
+/// The secret that a site's registry announces pushes with.
+const ANNOUNCES_WITH: &str = "a-secret-between-registry-and-api";
+
+impl Site {
+    /// An open registry, an API on `SQLite`, pushes announced to it.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(api::Options::default(), registry::Login::Open, None).await
+    }
+
+    /// As [`Site::start`], with other settings of the API and a login at the registry.
+    pub async fn start_with(
+        options: api::Options,
+        login: registry::Login,
+        known_login: Option<(&str, &str)>,
+    ) -> anyhow::Result<Self> {
+        let engine = Engine::shared().await?;
+        // The API is started first for its address; the registry's is known when it runs.
+        let port = place::Port::take()?;
+        let notify = format!("http://{}/api/v1/webhooks/distribution", port.address());
+        let registry = Registry::start(registry::Options {
+            delete: true,
+            notify: Some((notify, ANNOUNCES_WITH.to_owned())),
+            login,
+        })
+        .await?;
+        let options = options
+            .registry(&registry, known_login)
+            .set("webhooks", json!({ "secret": ANNOUNCES_WITH }))
+            .set("poll", json!({ "interval_seconds": 1 }));
+        let api = Api::start_on(port, options).await?;
+        Ok(Self {
+            engine,
+            registry,
+            api,
+        })
+    }
+
+    /// A new enrolment key for one device.
+    pub async fn enrolment_key(&self) -> anyhow::Result<String> {
+        let key = self
+            .api
+            .post("/enrolment-keys", &json!({ "name": "test" }))
+            .await?
+            .good()?;
+        key.json["key"]
+            .as_str()
+            .map(str::to_owned)
+            .context("the answer has a key")
+    }
+
+    /// Enrols a device whose agent is not started yet.
+    pub async fn device(&self) -> anyhow::Result<Device> {
+        self.device_at(self.api.url(), |options| options).await
+    }
+
+    /// As [`Site::device`], reaching the API at another address and with other settings.
+    pub async fn device_at(
+        &self,
+        api: String,
+        adjust: impl FnOnce(agent::Options) -> agent::Options,
+    ) -> anyhow::Result<Device> {
+        let tap = EngineTap::start(self.engine.socket())?;
+        let options = adjust(agent::Options::new(api, &tap.socket()));
+        let agent = Agent::enrol(options, &self.enrolment_key().await?).await?;
+        let file = agent.state().join("enrolment.json");
+        let enrolment: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let text = |name: &str| {
+            enrolment[name]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("{name} in {}", file.display()))
+        };
+        Ok(Device {
+            uuid: text("uuid")?,
+            token: text("token")?,
+            agent,
+            tap,
+            docker: self.engine.docker().clone(),
+            reached: 0,
+        })
+    }
+
+    /// A device that only exists in the API: for platforms that this machine is not.
+    pub async fn paper_device(
+        &self,
+        os: &str,
+        architecture: &str,
+        variant: Option<&str>,
+    ) -> anyhow::Result<String> {
+        let mut platform = json!({ "os": os, "architecture": architecture });
+        if let Some(variant) = variant {
+            platform["variant"] = variant.into();
+        }
+        let body =
+            json!({ "name": "paper", "labels": {}, "platform": platform, "agentVersion": "0" });
+        let key = self.enrolment_key().await?;
+        let answer = self
+            .api
+            .call_as(Some(&key), Method::POST, "/enroll", &[], Some(&body))
+            .await?
+            .good()?;
+        answer.json["uuid"]
+            .as_str()
+            .map(str::to_owned)
+            .context("the answer has a uuid")
+    }
+
+    /// Sets a device's target; any status is an answer.
+    pub async fn try_set(&self, uuid: &str, target: &Value) -> anyhow::Result<Answer> {
+        self.api
+            .post(&format!("/devices/{uuid}/target-state"), target)
+            .await
+    }
+
+    /// Sets a device's target, which must be accepted, and answers what was stored.
+    pub async fn set(&self, uuid: &str, target: &Value) -> anyhow::Result<Value> {
+        Ok(self.try_set(uuid, target).await?.good()?.json)
+    }
+
+    /// The device's last report; null before the first.
+    pub async fn report(&self, uuid: &str) -> anyhow::Result<Value> {
+        let answer = self
+            .api
+            .get(&format!("/devices/{uuid}/current-state"))
+            .await?;
+        Ok(answer.json)
+    }
+
+    /// Waits until the device reports this generation with this status, and answers the report.
+    pub async fn wait_for_status(&self, uuid: &str, generation: &Value, status: &str) -> Value {
+        let what = format!("generation {generation} to be reported {status}");
+        wait_for(&what, CONVERGES_WITHIN, async || {
+            let report = self.report(uuid).await.map_err(|error| error.to_string())?;
+            let state = find_state(&report);
+            if state["generation"] == *generation && state["status"] == status {
+                Ok(state.clone())
+            } else {
+                Err(report.to_string())
+            }
+        })
+        .await
+    }
+
+    /// Sets a target and waits until the device reports that it converged.
+    pub async fn converge(&self, device: &Device, target: &Value) -> anyhow::Result<Value> {
+        let stored = self.set(&device.uuid, target).await?;
+        Ok(self
+            .wait_for_status(&device.uuid, &stored["generation"], "converged")
+            .await)
+    }
+}
+
+/// The API wraps a report in its age and presence; the report itself has the `sequence`.
+fn find_state(answer: &Value) -> &Value {
+    if answer["sequence"].is_null() {
+        &answer["state"]
+    } else {
+        answer
+    }
+}
+
+/// A target of one app `1001` with these services.
+pub fn target(services: &[Value]) -> Value {
+    json!({ "apps": { "1001": { "appId": 1001, "appName": "Web Server", "services": services } } })
+}
+
+/// One service of a target.
+pub fn service(name: &str, image: &str, config: &Value) -> Value {
+    json!({ "serviceId": name, "serviceName": name, "imageName": image, "config": config })
+}
+
+impl Device {
+    /// Every container of this device as the engine's list shows it, stopped ones too.
+    pub async fn containers(&self) -> anyhow::Result<Vec<Value>> {
+        self.docker
+            .labelled(&format!("io.holdfast.device={}", self.uuid))
+            .await
+    }
+
+    /// The engine's full account of the containers of a service.
+    pub async fn containers_of(&self, service: &str) -> anyhow::Result<Vec<Value>> {
+        let mut found = Vec::new();
+        for container in self.containers().await? {
+            let id = container["Id"].as_str().unwrap_or_default();
+            if container["Labels"]["io.holdfast.service"] == service
+                && let Some(container) = self.docker.container(id).await?
+            {
+                found.push(container);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The engine's full account of the one running container of a service.
+    pub async fn running(&self, service: &str) -> anyhow::Result<Value> {
+        let all = self.containers_of(service).await?;
+        let mut up = all
+            .iter()
+            .filter(|container| container["State"]["Running"] == true);
+        match (up.next(), up.next()) {
+            (Some(container), None) => Ok(container.clone()),
+            (None, _) => anyhow::bail!("no container of {service} runs: {all:?}"),
+            (Some(_), Some(_)) => anyhow::bail!("two containers of {service} run"),
+        }
+    }
+
+    /// Waits for the one running container of a service.
+    pub async fn wait_running(&self, service: &str) -> anyhow::Result<Value> {
+        let what = format!("one running container of {service}");
+        try_wait_for(&what, CONVERGES_WITHIN, async || {
+            self.running(service)
+                .await
+                .map_err(|error| error.to_string())
+        })
+        .await
+    }
+
+    /// The device's engine.
+    pub fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    /// A port of this machine that nothing uses, for a service to publish.
+    pub fn port(&mut self) -> anyhow::Result<u16> {
+        // Kept taken only while chosen: the engine binds it a moment later.
+        self.reached = place::Port::take()?.number();
+        Ok(self.reached)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.agent.kill9();
+        remove_containers(
+            self.docker.socket(),
+            &format!("io.holdfast.device={}", self.uuid),
+        );
+    }
+}
+
+/// Removes every container with a label; what fails is left to the engine's end.
+fn remove_containers(socket: &Path, label: &str) {
+    let docker = |words: &[&str]| {
+        let mut command = Command::new("docker");
+        command
+            .arg("--host")
+            .arg(format!("unix://{}", socket.display()))
+            .args(words);
+        command.stderr(Stdio::null()).output()
+    };
+    let filter = format!("label={label}");
+    let Ok(found) = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]) else {
+        return;
+    };
+    let found = String::from_utf8_lossy(&found.stdout).into_owned();
+    let mut words = vec!["rm", "--force", "--volumes"];
+    words.extend(found.split_whitespace());
+    if words.len() > 3 {
+        let _ = docker(&words);
+    }
+}
+
+/// The page a web service shows on a published port, or why there is none.
+pub async fn page(port: u16) -> Result<String, String> {
+    let url = format!("http://127.0.0.1:{port}/");
+    let answer = api::client()
+        .get(url)
+        .timeout(Duration::from_secs(2))
+        .send()
+        .await;
+    match answer {
+        Ok(answer) => answer
+            .text()
+            .await
+            .map(|text| text.trim().to_owned())
+            .map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Waits until a published port shows this page.
+pub async fn wait_for_page(port: u16, text: &str) {
+    wait_for(
+        &format!("the page `{text}`"),
+        CONVERGES_WITHIN,
+        async || {
+            let found = page(port).await?;
+            if found == text { Ok(()) } else { Err(found) }
+        },
+    )
+    .await;
+}
