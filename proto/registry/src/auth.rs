@@ -1,0 +1,257 @@
+//! Owns logging in: reading a challenge (RFC 9110, section 11.6.1) and asking for a token.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use holdfast_proto::image::Repository;
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::error::RegistryError;
+use crate::settings::Secret;
+
+/// Lifetime of a token whose server does not say (distribution token specification).
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
+/// A token is not used in its last seconds: it must still be good when the request arrives.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Tokens kept at most; beyond it those that have expired make room, then any.
+const MAX_TOKENS: usize = 1_024;
+
+/// One way to log in that a server offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Challenge {
+    pub(crate) scheme: String,
+    pub(crate) parameters: HashMap<String, String>,
+}
+
+/// Reads every challenge of an answer; what cannot be read is left out.
+pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    headers
+        .get_all(reqwest::header::WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(parse)
+        .collect()
+}
+
+fn is_token_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+fn parse(text: &str) -> Vec<Challenge> {
+    let mut found: Vec<Challenge> = Vec::new();
+    let mut rest = text;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let end = rest.find(|c| !is_token_char(c)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if word.is_empty() {
+            return found;
+        }
+        let after = after.trim_start_matches([' ', '\t']);
+        let Some(value) = after.strip_prefix('=') else {
+            found.push(Challenge {
+                scheme: word.to_ascii_lowercase(),
+                parameters: HashMap::new(),
+            });
+            rest = after;
+            continue;
+        };
+        let (value, after) = parse_value(value.trim_start_matches([' ', '\t']));
+        if let Some(challenge) = found.last_mut() {
+            // The first of two equal names counts: a second one cannot replace what was read.
+            challenge
+                .parameters
+                .entry(word.to_ascii_lowercase())
+                .or_insert(value);
+        }
+        rest = after.trim_start_matches('=');
+    }
+}
+
+/// A quoted string with its escapes, or a token.
+fn parse_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(|c| !is_token_char(c)).unwrap_or(text.len());
+        return (text[..end].to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((position, c)) = characters.next() {
+        match c {
+            '"' => return (value, &quoted[position + 1..]),
+            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
+            other => value.push(other),
+        }
+    }
+    (value, "")
+}
+
+/// Where and for what a token is to be had.
+#[derive(Debug)]
+pub(crate) struct TokenRequest {
+    pub(crate) realm: Url,
+    pub(crate) query: Vec<(&'static str, String)>,
+}
+
+impl TokenRequest {
+    /// What a Bearer challenge asks for. The scope is always ours: pull from this one repository.
+    pub(crate) fn new(
+        challenge: &Challenge,
+        repository: &Repository,
+    ) -> Result<Self, RegistryError> {
+        let refuse = |why: &str| RegistryError::RealmRefused {
+            registry: repository.registry().to_owned(),
+            why: why.to_owned(),
+        };
+        let realm = challenge
+            .parameters
+            .get("realm")
+            .ok_or_else(|| refuse("there is no realm"))?;
+        let realm = realm
+            .parse()
+            .map_err(|_| refuse("its realm is not an address"))?;
+        let service = challenge.parameters.get("service").cloned();
+        let mut query = vec![("scope", scope(repository))];
+        query.extend(service.map(|service| ("service", service)));
+        Ok(Self { realm, query })
+    }
+}
+
+fn scope(repository: &Repository) -> String {
+    format!("repository:{}:pull", repository.path())
+}
+
+/// What a token server answers.
+#[derive(Deserialize)]
+pub(crate) struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// A way to log in that worked, and until when.
+#[derive(Clone, Debug)]
+pub(crate) enum Login {
+    /// User name and password with each request.
+    Basic,
+    /// A token.
+    Bearer { token: Secret, good_until: Instant },
+}
+
+impl TokenAnswer {
+    /// The token, unless the answer has none.
+    pub(crate) fn login(self, now: Instant) -> Option<Login> {
+        let lifetime = self
+            .expires_in
+            .map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        let token = self
+            .token
+            .or(self.access_token)
+            .filter(|token| !token.is_empty())?;
+        let good_until = now + lifetime.saturating_sub(MARGIN);
+        Some(Login::Bearer {
+            token: Secret::new(token),
+            good_until,
+        })
+    }
+}
+
+/// Logins that worked, by repository.
+#[derive(Debug, Default)]
+pub(crate) struct Logins(Mutex<HashMap<Repository, Login>>);
+
+impl Logins {
+    pub(crate) fn get(&self, repository: &Repository, now: Instant) -> Option<Login> {
+        let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logins
+            .get(repository)
+            .filter(|login| is_good(login, now))
+            .cloned()
+    }
+
+    pub(crate) fn put(&self, repository: &Repository, login: Login, now: Instant) {
+        let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logins.len() >= MAX_TOKENS {
+            logins.retain(|_, login| is_good(login, now));
+            if logins.len() >= MAX_TOKENS {
+                logins.clear();
+            }
+        }
+        logins.insert(repository.clone(), login);
+    }
+
+    pub(crate) fn forget(&self, repository: &Repository) {
+        let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.remove(repository);
+    }
+}
+
+fn is_good(login: &Login, now: Instant) -> bool {
+    match login {
+        Login::Basic => true,
+        Login::Bearer { good_until, .. } => *good_until > now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameter<'a>(challenge: &'a Challenge, name: &str) -> &'a str {
+        challenge.parameters.get(name).map_or("", String::as_str)
+    }
+
+    #[test]
+    fn reads_challenges_as_the_rfc_writes_them() {
+        let read = parse(
+            r#"Bearer realm="https://a.example/t?x=1,2",service="a \"b\"",scope="repository:x:pull,push", Basic realm=simple"#,
+        );
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[0].scheme, "bearer");
+        assert_eq!(parameter(&read[0], "realm"), "https://a.example/t?x=1,2");
+        assert_eq!(parameter(&read[0], "service"), r#"a "b""#);
+        assert_eq!(parameter(&read[0], "scope"), "repository:x:pull,push");
+        assert_eq!(
+            (read[1].scheme.as_str(), parameter(&read[1], "realm")),
+            ("basic", "simple")
+        );
+    }
+
+    #[test]
+    fn survives_what_nobody_should_write() {
+        for text in [
+            "",
+            ",,,",
+            "=",
+            "Bearer",
+            "Bearer realm=",
+            "Bearer realm=\"open",
+            "Negotiate abc==",
+            "a=b",
+            "\u{7f}",
+            "Bearer realm=\"a\\",
+        ] {
+            let _ = parse(text);
+        }
+        assert_eq!(parse("Negotiate abc==, Basic")[0].scheme, "negotiate");
+        let twice = parse(r#"Bearer realm="one", realm="two""#);
+        assert_eq!(parameter(&twice[0], "realm"), "one");
+    }
+
+    #[test]
+    fn a_token_without_a_lifetime_is_good_for_less_than_a_minute() {
+        let now = Instant::now();
+        let answer: TokenAnswer = serde_json::from_str(r#"{"access_token":"x"}"#).unwrap();
+        let Some(Login::Bearer { good_until, token }) = answer.login(now) else {
+            panic!("a token")
+        };
+        assert_eq!(good_until - now, Duration::from_secs(50));
+        assert_eq!(format!("{token:?}"), "Secret(…)");
+        let none: TokenAnswer = serde_json::from_str(r#"{"token":""}"#).unwrap();
+        assert!(none.login(now).is_none());
+    }
+}

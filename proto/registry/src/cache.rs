@@ -1,0 +1,106 @@
+//! Owns what need not be asked twice: immutable documents by digest, and recent answers for tags.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use holdfast_proto::image::{Digest, Repository, ResolvedImage};
+use tokio::time::Instant;
+
+use crate::error::RegistryError;
+use crate::manifest::Document;
+
+/// Documents kept: a few kilobytes each, a fleet's images and their platforms many times over.
+const MAX_DOCUMENTS: usize = 2_048;
+/// Tags kept, each with one answer.
+const MAX_ANSWERS: usize = 4_096;
+
+/// Documents by digest: they can never change, so they are only dropped for room.
+#[derive(Debug, Default)]
+pub(crate) struct Documents(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    documents: HashMap<(Repository, Digest), Arc<Document>>,
+    oldest_first: VecDeque<(Repository, Digest)>,
+}
+
+impl Documents {
+    pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Document>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.documents.get(&(repository.clone(), *digest)).cloned()
+    }
+
+    pub(crate) fn put(&self, repository: &Repository, digest: Digest, document: Arc<Document>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (repository.clone(), digest);
+        if kept.documents.insert(key.clone(), document).is_none() {
+            kept.oldest_first.push_back(key);
+        }
+        while kept.documents.len() > MAX_DOCUMENTS {
+            let Some(oldest) = kept.oldest_first.pop_front() else {
+                break;
+            };
+            kept.documents.remove(&oldest);
+        }
+    }
+}
+
+type Key = (Repository, String);
+
+/// The newest answer for one tag; whoever holds the lock is the one who asks.
+type Slot = Arc<tokio::sync::Mutex<Option<(Instant, ResolvedImage)>>>;
+
+/// Recent answers for tags, and at most one question at a time for each.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    ttl: Duration,
+    slots: Mutex<HashMap<Key, Slot>>,
+}
+
+impl Answers {
+    pub(crate) fn new(ttl: Duration) -> Self {
+        Self {
+            ttl,
+            slots: Mutex::default(),
+        }
+    }
+
+    fn slot(&self, repository: &Repository, tag: &str) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MAX_ANSWERS {
+            // What nobody waits for makes room.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        Arc::clone(
+            slots
+                .entry((repository.clone(), tag.to_owned()))
+                .or_default(),
+        )
+    }
+
+    /// The answer for a tag: a recent one, or what `ask` finds out given the last one known.
+    pub(crate) async fn get<F>(
+        &self,
+        repository: &Repository,
+        tag: &str,
+        ask: impl FnOnce(Option<ResolvedImage>) -> F,
+    ) -> Result<ResolvedImage, RegistryError>
+    where
+        F: Future<Output = Result<ResolvedImage, RegistryError>>,
+    {
+        let slot = self.slot(repository, tag);
+        let arrived = Instant::now();
+        let mut newest = slot.lock().await;
+        if let Some((at, image)) = &*newest {
+            // Asked while we waited for the lock, or recently enough.
+            if *at >= arrived || at.elapsed() < self.ttl {
+                return Ok(image.clone());
+            }
+        }
+        let asked_at = Instant::now();
+        let image = ask(newest.as_ref().map(|(_, image)| image.clone())).await?;
+        *newest = Some((asked_at, image.clone()));
+        Ok(image)
+    }
+}
