@@ -12,6 +12,9 @@ use holdfast_proto::time::Timestamp;
 
 use crate::resolution::{Key, Known};
 
+/// Stable name of the refusal of an image without the device's platform.
+pub const UNSUPPORTED: &str = "unsupported_platform";
+
 /// What is known of the images that a target names.
 pub type KnownImages = BTreeMap<Key, Known>;
 
@@ -148,7 +151,7 @@ fn pin(reference: &Reference, platform: &Platform, known: &KnownImages, now: Tim
         pin.resolution.status = ResolutionStatus::Failed;
         pin.resolution.stale_since = None;
         pin.resolution.error = Some(format!(
-            "unsupported_platform: {reference} has no image for {platform}, only for {}",
+            "{UNSUPPORTED}: {reference} has no image for {platform}, only for {}",
             if offered.is_empty() {
                 "none".to_owned()
             } else {
@@ -194,10 +197,20 @@ fn same_service(left: &ServiceTarget, right: &ServiceTarget) -> bool {
         && left.image_name == right.image_name
         && left.config == right.config
         && match (&left.pin, &right.pin) {
-            (Some(left), Some(right)) => left.same_content(right),
+            (Some(left), Some(right)) => {
+                left.same_content(right) && is_unsupported(left) == is_unsupported(right)
+            }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         }
+}
+
+/// Whether the image is known, but has nothing for the device's platform.
+fn is_unsupported(pin: &Pin) -> bool {
+    pin.resolution
+        .error
+        .as_ref()
+        .is_some_and(|error| error.starts_with(UNSUPPORTED))
 }
 
 /// The generation of a changed target: above what is stored and what the device reported.

@@ -1,0 +1,206 @@
+//! Owns the configuration: fragments become input, input becomes validated settings.
+//!
+//! The only file that names the YAML crate. A later fragment wins: first the file, then each
+//! environment variable `HOLDFAST_API_…` (`__` goes one level down, as in
+//! `HOLDFAST_API_LOG__LEVEL=debug`; lists and maps in YAML's flow style). Refuses unknown keys.
+
+mod input;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_yaml::{Mapping, Value};
+
+use crate::secret::Secret;
+use crate::store::Location;
+use input::Input;
+
+/// Prefix of environment variables that override the file.
+pub const ENV_PREFIX: &str = "HOLDFAST_API_";
+/// The variable that names the file itself, so not a key in it.
+pub const ENV_CONFIG: &str = "HOLDFAST_API_CONFIG";
+
+/// One thing wrong with the configuration, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Dotted path of the key, such as `registries[0].host`; empty for the whole document.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub detail: String,
+}
+
+/// The configuration cannot be used; names every fault that was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError(pub Vec<Fault>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used")?;
+        for Fault { path, detail } in &self.0 {
+            if path.is_empty() {
+                write!(f, "\n  {detail}")?;
+            } else {
+                write!(f, "\n  {path}: {detail}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ConfigError {
+    fn one(path: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self(vec![Fault {
+            path: path.into(),
+            detail: detail.into(),
+        }])
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// A level, or directives such as `info,holdfast_api=debug`.
+    pub level: String,
+}
+
+/// How to talk to one registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// Host and port as in references.
+    pub host: String,
+    /// Plain HTTP instead of HTTPS.
+    pub plain_http: bool,
+    /// User name and password.
+    pub credentials: Option<(String, Secret)>,
+    /// Other hosts that may issue tokens for it.
+    pub realm_hosts: Vec<String>,
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where files of our own live.
+    pub data_dir: PathBuf,
+    /// Where the store lives.
+    pub location: Location,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Registries that need more than the defaults.
+    pub registries: Vec<Registry>,
+    /// Seconds between two polls of a device.
+    pub poll_interval_s: u32,
+    /// Seconds for which a registry's answer is used again.
+    pub digest_cache_s: u32,
+    /// What webhooks must bring; none refuses them all.
+    pub webhook_secret: Option<Secret>,
+}
+
+/// Reads the file, if there is one, and the environment, and checks the whole.
+///
+/// # Errors
+/// Names every key that is wrong, by its path.
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, ConfigError> {
+    let mut document = match file {
+        Some(path) => read(path)?,
+        None => Value::Mapping(Mapping::new()),
+    };
+    for (name, text) in env {
+        if let Some(key) = name.strip_prefix(ENV_PREFIX)
+            && name != ENV_CONFIG
+        {
+            overlay(&mut document, &name, key, &text)?;
+        }
+    }
+    let input: Input = serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = match error.path().to_string() {
+            whole if whole == "." => String::new(),
+            path => path,
+        };
+        ConfigError::one(path, error.into_inner().to_string())
+    })?;
+    input.validate()
+}
+
+fn read(path: &Path) -> Result<Value, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        ConfigError::one("", format!("cannot read {}: {error}", path.display()))
+    })?;
+    match serde_yaml::from_str(&text) {
+        Ok(Value::Null) => Ok(Value::Mapping(Mapping::new())),
+        Ok(value @ Value::Mapping(_)) => Ok(value),
+        Ok(_) => Err(ConfigError::one(
+            "",
+            format!("{} must be a map of keys", path.display()),
+        )),
+        Err(error) => Err(ConfigError::one("", format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Sets one key from the environment, making the maps above it.
+fn overlay(document: &mut Value, name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
+    let value = if text.starts_with(['[', '{']) {
+        // The value may hold a password: the parser's message, which quotes it, stays out.
+        serde_yaml::from_str(text)
+            .map_err(|_| ConfigError::one(name, "must be a list or map in YAML's flow style"))?
+    } else {
+        Value::String(text.to_owned())
+    };
+    let segments: Vec<String> = key.split("__").map(str::to_lowercase).collect();
+    let Some((last, above)) = segments.split_last() else {
+        return Ok(());
+    };
+    let mut place = document;
+    for segment in above {
+        let Value::Mapping(map) = place else {
+            return Err(ConfigError::one(
+                name,
+                "reaches into a key that is not a map",
+            ));
+        };
+        place = map
+            .entry(Value::String(segment.clone()))
+            .or_insert_with(|| Value::Mapping(Mapping::new()));
+    }
+    match place {
+        Value::Mapping(map) => {
+            map.insert(Value::String(last.clone()), value);
+            Ok(())
+        }
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Sequence(_)
+        | Value::Tagged(_) => Err(ConfigError::one(
+            name,
+            "reaches into a key that is not a map",
+        )),
+    }
+}
+
+/// Hosts that occur twice.
+fn repeated<'a>(hosts: impl Iterator<Item = &'a str>) -> BTreeSet<&'a str> {
+    let mut seen = BTreeSet::new();
+    hosts.filter(|host| !seen.insert(*host)).collect()
+}
+
+#[cfg(test)]
+mod tests;

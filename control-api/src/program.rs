@@ -1,0 +1,191 @@
+//! Owns putting the parts together: store, first token, cache, tasks, server. Refuses to start half.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_domain::principal::Role;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+
+use crate::app::{App, Shared};
+use crate::config::Settings;
+use crate::live::Live;
+use crate::resolver::{Ask, Resolver};
+use crate::secret::{self, Kind, NoRandomness, Secret};
+use crate::store::audit::{self, Actor, NewEntry};
+use crate::store::{Store, StoreError, tokens};
+use crate::telemetry::Metrics;
+use crate::{clock, http, server, tasks};
+
+/// Where the first admin token is written, inside the data directory.
+const ADMIN_TOKEN_FILE: &str = "admin-token";
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {path}")]
+    DataDir {
+        /// Which directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be opened or read.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// No first token could be made.
+    #[error("cannot make the first admin token")]
+    Randomness(#[from] NoRandomness),
+    /// The first token could not be written down.
+    #[error("cannot write the first admin token to {path}")]
+    AdminToken {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Opens the store and fills the cache: everything but the tasks and the server.
+///
+/// # Errors
+/// As [`StartError`] says.
+pub async fn assemble(
+    settings: &Settings,
+    registries: Arc<dyn Ask>,
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+) -> Result<Shared, StartError> {
+    std::fs::create_dir_all(&settings.data_dir).map_err(|source| StartError::DataDir {
+        path: settings.data_dir.clone(),
+        source,
+    })?;
+    let store = Store::open(settings.location.clone()).await?;
+    first_admin(&store, &settings.data_dir).await?;
+    let app = App {
+        store,
+        live: Live::default(),
+        resolver: Resolver::new(registries),
+        metrics,
+        poll_interval_s: settings.poll_interval_s,
+        webhook_secret: settings.webhook_secret.clone(),
+        resolve_soon: Notify::new(),
+        stopping,
+        openapi: http::document_bytes(),
+    };
+    Ok(Arc::new(app))
+}
+
+/// Runs until `stopping` turns true.
+///
+/// # Errors
+/// As [`StartError`] says; once it serves, it does not fail.
+pub async fn run(
+    settings: &Settings,
+    registries: Arc<dyn Ask>,
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), StartError> {
+    let app = assemble(settings, registries, Arc::clone(&metrics), stopping.clone()).await?;
+    let mut running = tasks::start(&app);
+    // The feed listens already: nothing that changes from here on is missed.
+    app.live.reload(&app.store).await?;
+    let listener =
+        TcpListener::bind(settings.listen)
+            .await
+            .map_err(|source| StartError::Listen {
+                address: settings.listen,
+                source,
+            })?;
+    let address = listener.local_addr().unwrap_or(settings.listen);
+    tracing::info!(
+        listen = %address,
+        devices = app.live.len(),
+        "the control API serves"
+    );
+    server::serve(listener, http::router(Arc::clone(&app)), metrics, stopping).await;
+    while running.join_next().await.is_some() {}
+    tracing::info!("the control API ended");
+    Ok(())
+}
+
+/// Makes an admin token when there is none that works, and writes it where only its owner reads.
+async fn first_admin(store: &Store, data_dir: &Path) -> Result<(), StartError> {
+    let now = clock::now();
+    let token = secret::token(Kind::Operator)?;
+    let hash = token.hash();
+    let path = data_dir.join(ADMIN_TOKEN_FILE);
+    // The file is written first: a crash in between leaves a dead token, never a lost one.
+    let exists = store
+        .read(move |tx| tokens::count_valid(tx, Role::Admin, now))
+        .await?
+        > 0;
+    if exists {
+        return Ok(());
+    }
+    write_secret(&path, &token).map_err(|source| StartError::AdminToken {
+        path: path.clone(),
+        source,
+    })?;
+    let made = store
+        .transact(move |tx| {
+            if tokens::count_valid(tx, Role::Admin, now)? > 0 {
+                return Ok(false);
+            }
+            let id = tokens::insert(tx, "first start", Role::Admin, &hash, now, None)?;
+            let actor = Actor {
+                kind: "system",
+                name: "first start".to_owned(),
+                request_id: "first start".to_owned(),
+            };
+            let entry = NewEntry {
+                action: "token.create",
+                subject_kind: "token",
+                subject: id.to_string(),
+                before: None,
+                after: Some(json!({"name": "first start", "role": "admin"})),
+            };
+            audit::append(tx, &actor, &entry, now)?;
+            Ok::<_, StoreError>(true)
+        })
+        .await?;
+    if made {
+        tracing::info!(path = %path.display(), "wrote the first admin token to a file");
+        Ok(())
+    } else {
+        // Another replica was first: its token is the one that works.
+        std::fs::remove_file(&path).map_err(|source| StartError::AdminToken { path, source })
+    }
+}
+
+fn write_secret(path: &Path, token: &Secret) -> std::io::Result<()> {
+    // A file of this name may be there with other permissions: replaced, not reused.
+    let fresh = path.with_extension("new");
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    writeln!(file, "{}", token.expose())?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)
+}

@@ -1,0 +1,82 @@
+//! Owns the table of last reports; refuses to let an older one replace a newer one.
+
+use holdfast_proto::time::Timestamp;
+
+use super::db::{StoreError, Tx};
+use crate::params;
+
+/// What a device last reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The device's own counter of reports.
+    pub sequence: u64,
+    /// The generation the device had accepted.
+    pub generation: u64,
+    /// How far the device is, in the word of the wire.
+    pub status: String,
+    /// The report as JSON.
+    pub body: String,
+    /// When it arrived, by this server's clock.
+    pub received_at: Timestamp,
+}
+
+fn bounded(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Stores the report unless a newer one is there already; says whether it was stored.
+pub fn put(tx: &mut Tx<'_>, device_id: i64, report: &Report) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "insert into reports (device_id, sequence, generation, status, body, received_at)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (device_id) do update set
+            sequence = excluded.sequence, generation = excluded.generation,
+            status = excluded.status, body = excluded.body, received_at = excluded.received_at
+         where reports.sequence < excluded.sequence",
+        params![
+            device_id,
+            bounded(report.sequence),
+            bounded(report.generation),
+            &report.status,
+            &report.body,
+            report.received_at
+        ],
+    )?;
+    Ok(changed > 0)
+}
+
+/// Forgets the report of a device that starts over with a new identity of its own.
+pub fn clear(tx: &mut Tx<'_>, device_id: i64) -> Result<(), StoreError> {
+    tx.execute(
+        "delete from reports where device_id = $1",
+        params![device_id],
+    )?;
+    Ok(())
+}
+
+/// The device's last report.
+pub fn find(tx: &mut Tx<'_>, device_id: i64) -> Result<Option<Report>, StoreError> {
+    tx.query_opt(
+        "select sequence, generation, status, body, received_at from reports where device_id = $1",
+        params![device_id],
+    )?
+    .map(|row| {
+        Ok(Report {
+            sequence: row.count(0)?,
+            generation: row.count(1)?,
+            status: row.text(2)?.to_owned(),
+            body: row.text(3)?.to_owned(),
+            received_at: row.time(4)?,
+        })
+    })
+    .transpose()
+}
+
+/// The generation the device last said it had accepted, or zero.
+pub fn generation(tx: &mut Tx<'_>, device_id: i64) -> Result<u64, StoreError> {
+    tx.query_opt(
+        "select generation from reports where device_id = $1",
+        params![device_id],
+    )?
+    .map_or(Ok(0), |row| row.count(0))
+}

@@ -1,0 +1,328 @@
+//! Owns giving a device its target: resolve, render, store with a new generation, announce.
+//!
+//! One transaction holds the change, its audit row and its event. Refuses whole targets: nothing is
+//! half-applied.
+
+use holdfast_domain::resolution::Known;
+use holdfast_domain::target::{self, KnownImages, Rendered, UNSUPPORTED};
+use holdfast_proto::hash::etag;
+use holdfast_proto::id::DeviceId;
+use holdfast_proto::image::Reference;
+use holdfast_proto::target::{TargetInput, TargetState};
+use holdfast_proto::time::Timestamp;
+use http::StatusCode;
+use serde_json::json;
+
+use crate::app::App;
+use crate::clock;
+use crate::http::problem::Refusal;
+use crate::resolver::{recall, record};
+use crate::store::audit::{self, Actor, NewEntry};
+use crate::store::db::{StoreError, Tx, json as to_json};
+use crate::store::devices::{self, Device};
+use crate::store::events::{self, NewEvent};
+use crate::store::reports;
+use crate::store::resolutions::Key;
+use crate::store::targets::{self, Target};
+
+/// A request to set a device's target.
+#[derive(Debug, Clone)]
+pub struct NewTarget {
+    /// The device.
+    pub uuid: DeviceId,
+    /// What was sent, to render again when images become known.
+    pub text: String,
+    /// The same, read and checked.
+    pub input: TargetInput,
+    /// Refuse instead of storing a reference without a digest.
+    pub require_digest: bool,
+    /// Who asks.
+    pub actor: Actor,
+}
+
+/// A device's target and what is known of its images.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The document the device is served.
+    pub state: TargetState,
+    /// Its strong `ETag`, with quotes.
+    pub etag: String,
+    /// What is known of each reference in it.
+    pub images: Vec<(Reference, Option<Known>)>,
+}
+
+/// Resolves, renders and stores a target; the same target again changes nothing.
+pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
+    let uuid = new.uuid;
+    app.store
+        .read(move |tx| devices::find(tx, uuid))
+        .await?
+        .ok_or_else(Refusal::not_found)?;
+    let references = target::references(&new.input);
+    let answers = app.resolver.answers(&references).await;
+    let failed = answers.values().any(Result::is_err);
+    let now = clock::now();
+    let outcome = app
+        .store
+        .transact(move |tx| -> Result<Outcome, Refusal> {
+            let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            let known = record(tx, &answers, now)?;
+            let rendered = target::render(&new.input, &device.platform, &known, now);
+            refuse_unfit(&rendered, new.require_digest)?;
+            let before = targets::find(tx, device.id)?;
+            let (state, etag) = store(
+                tx,
+                &Change {
+                    device: &device,
+                    before: before.as_ref(),
+                    text: &new.text,
+                    references: &references,
+                    actor: &new.actor,
+                },
+                rendered,
+                now,
+            )?;
+            Ok(Outcome {
+                state,
+                etag,
+                images: with_knowledge(&references, &known),
+            })
+        })
+        .await?;
+    app.live.refresh(&app.store, uuid).await?;
+    if failed {
+        app.resolve_soon.notify_one();
+    }
+    Ok(outcome)
+}
+
+fn refuse_unfit(rendered: &Rendered, require_digest: bool) -> Result<(), Refusal> {
+    if let Some(first) = rendered.unsupported.first() {
+        return Err(Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            UNSUPPORTED,
+            first.detail.clone(),
+        )
+        .with_errors(rendered.unsupported.clone()));
+    }
+    match rendered.unresolved.first() {
+        Some(first) if require_digest => Err(Refusal::new(
+            StatusCode::FAILED_DEPENDENCY,
+            "unresolved",
+            format!("nothing was stored: {}", first.detail),
+        )
+        .with_errors(rendered.unresolved.clone())),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn with_knowledge(
+    references: &[Reference],
+    known: &KnownImages,
+) -> Vec<(Reference, Option<Known>)> {
+    references
+        .iter()
+        .map(|reference| (reference.clone(), known.get(&Key::of(reference)).cloned()))
+        .collect()
+}
+
+struct Change<'a> {
+    device: &'a Device,
+    before: Option<&'a Target>,
+    text: &'a str,
+    references: &'a [Reference],
+    actor: &'a Actor,
+}
+
+/// Stores a rendered target under a new generation, unless it is the one that is there.
+fn store(
+    tx: &mut Tx<'_>,
+    change: &Change<'_>,
+    rendered: Rendered,
+    now: Timestamp,
+) -> Result<(TargetState, String), StoreError> {
+    let device = change.device;
+    if let Some(before) = change.before
+        && let Ok(state) = read(&before.body)
+        && target::same(&state.apps, &rendered.apps)
+    {
+        return Ok((state, before.etag.clone()));
+    }
+    let generation = target::next_generation(
+        change.before.map_or(0, |before| before.generation),
+        reports::generation(tx, device.id)?,
+    );
+    let state = target::document(device.uuid, generation, rendered.apps);
+    let body = to_json("target", &state)?;
+    let etag = etag(body.as_bytes());
+    let keys: std::collections::BTreeSet<Key> = change.references.iter().map(Key::of).collect();
+    let target = Target {
+        input: change.text.to_owned(),
+        body,
+        etag: etag.clone(),
+        generation,
+        changed_at: now,
+    };
+    targets::set(
+        tx,
+        device.id,
+        &target,
+        &keys.into_iter().collect::<Vec<_>>(),
+    )?;
+    // Images and counters only: environments may hold secrets, which the log must not.
+    let images: Vec<&str> = state
+        .services()
+        .map(|(_, service)| service.image_name.as_str())
+        .collect();
+    audit::append(
+        tx,
+        change.actor,
+        &NewEntry {
+            action: "target.set",
+            subject_kind: "device",
+            subject: device.uuid.to_string(),
+            before: change
+                .before
+                .map(|before| json!({"generation": before.generation, "etag": before.etag})),
+            after: Some(json!({"generation": generation, "etag": etag, "images": images})),
+        },
+        now,
+    )?;
+    events::record(
+        tx,
+        &NewEvent {
+            kind: "device.target_changed",
+            device: Some(device.uuid),
+            subject: None,
+            detail: json!({"generation": generation}),
+            delivery: None,
+        },
+        now,
+    )?;
+    tx.announce(device.uuid)?;
+    Ok((state, etag))
+}
+
+fn read(body: &str) -> Result<TargetState, StoreError> {
+    serde_json::from_str(body).map_err(|source| StoreError::Document {
+        what: "target",
+        source,
+    })
+}
+
+/// The device's target as it is served, and what is known of its images now.
+pub fn show(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Outcome>, StoreError> {
+    let Some(device) = devices::find(tx, uuid)? else {
+        return Ok(None);
+    };
+    let Some(stored) = targets::find(tx, device.id)? else {
+        let (etag, _, body) = crate::live::empty(uuid);
+        return Ok(Some(Outcome {
+            state: read(&body)?,
+            etag,
+            images: Vec::new(),
+        }));
+    };
+    let state = read(&stored.body)?;
+    let mut references: Vec<Reference> = state
+        .services()
+        .filter_map(|(_, service)| service.pin.as_ref().map(|pin| pin.reference.clone()))
+        .collect();
+    references.sort();
+    references.dedup();
+    let known = recall(tx, &references)?;
+    Ok(Some(Outcome {
+        images: with_knowledge(&references, &known),
+        state,
+        etag: stored.etag,
+    }))
+}
+
+/// Renders a device's target again from what is known now; says whether it changed.
+pub fn render_again(
+    tx: &mut Tx<'_>,
+    uuid: DeviceId,
+    actor: &Actor,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let Some(device) = devices::find(tx, uuid)? else {
+        return Ok(false);
+    };
+    let Some(before) = targets::find(tx, device.id)? else {
+        return Ok(false);
+    };
+    let Ok(input) = TargetInput::parse(before.input.as_bytes()) else {
+        tracing::warn!(device.id = %uuid, "kept a target whose text this version refuses");
+        return Ok(false);
+    };
+    let references = target::references(&input);
+    let known = recall(tx, &references)?;
+    let rendered = target::render(&input, &device.platform, &known, now);
+    let change = Change {
+        device: &device,
+        before: Some(&before),
+        text: &before.input,
+        references: &references,
+        actor,
+    };
+    let (_, etag) = store(tx, &change, rendered, now)?;
+    Ok(etag != before.etag)
+}
+
+/// Lifts the target above what the device has accepted, after the store was restored to the past.
+///
+/// Only a target that a person set: an empty one lifted would clear the device.
+pub fn rise_above(
+    tx: &mut Tx<'_>,
+    device_id: i64,
+    uuid: DeviceId,
+    reported: u64,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let Some(before) = targets::find(tx, device_id)? else {
+        return Ok(false);
+    };
+    if before.generation >= reported {
+        return Ok(false);
+    }
+    let mut state = read(&before.body)?;
+    state.generation = target::next_generation(before.generation, reported);
+    let body = to_json("target", &state)?;
+    let lifted = Target {
+        etag: etag(body.as_bytes()),
+        body,
+        generation: state.generation,
+        changed_at: now,
+        input: before.input,
+    };
+    targets::lift(tx, device_id, &lifted)?;
+    audit::append(
+        tx,
+        &Actor {
+            kind: "device",
+            name: uuid.to_string(),
+            request_id: "report".to_owned(),
+        },
+        &NewEntry {
+            action: "target.lifted",
+            subject_kind: "device",
+            subject: uuid.to_string(),
+            before: Some(json!({"generation": before.generation})),
+            after: Some(json!({"generation": lifted.generation})),
+        },
+        now,
+    )?;
+    events::record(
+        tx,
+        &NewEvent {
+            kind: "device.target_changed",
+            device: Some(uuid),
+            subject: None,
+            detail: json!({"generation": lifted.generation, "reason": "the device was ahead"}),
+            delivery: None,
+        },
+        now,
+    )?;
+    tx.announce(uuid)?;
+    Ok(true)
+}

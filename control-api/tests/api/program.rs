@@ -1,0 +1,111 @@
+//! Facts about the program: its start, its first token, its sockets, its end.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_api::{http as surface, server};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::Place;
+use crate::support::api::Api;
+
+#[tokio::test]
+async fn the_first_start_writes_an_admin_token_only_its_owner_can_read() {
+    let api = Api::start(Place::sqlite()).await;
+    let file = api.place.dir.path().join("admin-token");
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    api.get("/api/v1/tokens", &api.admin).await.expect(200);
+    // A second start makes no second one.
+    let admin = api.admin.clone();
+    let Api { place, app, .. } = api;
+    drop(app);
+    let again = Api::start(place).await;
+    assert_eq!(again.admin, admin);
+    let listed = again.get("/api/v1/tokens", &admin).await.json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1);
+}
+
+struct Served {
+    api: Api,
+    address: std::net::SocketAddr,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+async fn serve() -> Served {
+    let api = Api::start(Place::sqlite()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ended = tokio::spawn(server::serve(
+        listener,
+        surface::router(api.app.clone()),
+        Arc::default(),
+        api.app.stopping.clone(),
+    ));
+    Served {
+        api,
+        address,
+        ended,
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_requests() {
+    let served = serve().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    for _ in 0..3 {
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 200"));
+        let mut body = [0; 3];
+        stream.read_exact(&mut body).await.unwrap();
+        assert_eq!(&body, b"ok\n");
+    }
+}
+
+#[tokio::test]
+async fn a_held_poll_is_answered_when_the_program_ends() {
+    let served = serve().await;
+    let device = served.api.enrol().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let request = format!(
+        "GET {} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nif-none-match: *\r\nprefer: wait=60\r\n\r\n",
+        device.path("/state"),
+        device.token
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    crate::support::api::wait_for("the poll is held", || async {
+        // The poll notes that the device was heard of before it waits.
+        !served.api.app.live.take_seen().is_empty()
+    })
+    .await;
+    served.api.stop.send(true).unwrap();
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 304"));
+    tokio::time::timeout(Duration::from_secs(10), served.ended)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let served = serve().await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    let head = format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000));
+    // The server may close before all of it is written.
+    let _ = stream.write_all(head.as_bytes()).await;
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 431"));
+}

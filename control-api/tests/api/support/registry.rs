@@ -1,0 +1,88 @@
+//! Owns a registry that answers what a test told it to, at the seam of the resolver.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use holdfast_api::resolver::{Answer, Ask};
+use holdfast_proto::image::{
+    ConfigDigest, Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage,
+    TopDigest,
+};
+
+#[derive(Debug, Default)]
+pub struct Registry {
+    answers: Mutex<BTreeMap<String, Answer>>,
+    asked: Mutex<Vec<String>>,
+}
+
+pub fn digest(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+impl Registry {
+    /// From now on `reference` is an index of this content for these platforms.
+    pub fn push(&self, reference: &str, content: &str, platforms: &[&str]) {
+        let parsed: Reference = reference.parse().unwrap();
+        let image = ResolvedImage {
+            repository: parsed.repository().clone(),
+            top: TopDigest::Index(IndexDigest(digest(content))),
+            media_type: "application/vnd.oci.image.index.v1+json".into(),
+            platforms: platforms
+                .iter()
+                .map(|platform| PlatformImage {
+                    platform: platform.parse().unwrap(),
+                    manifest_digest: ManifestDigest(digest(&format!("{content} {platform}"))),
+                    config_digest: ConfigDigest(digest(&format!("config {content} {platform}"))),
+                    size_bytes: 1_000,
+                })
+                .collect(),
+        };
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(reference.to_owned(), Ok(image));
+    }
+
+    /// From now on the registry of `reference` does not answer.
+    pub fn lose(&self, reference: &str) {
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(reference.to_owned(), Err("connection refused".to_owned()));
+    }
+
+    /// References asked for so far.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Ask for Registry {
+    fn ask<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
+        Box::pin(async move {
+            let text = reference.to_string();
+            self.asked.lock().unwrap().push(text.clone());
+            assert!(!text.contains("panic"), "this registry was told to panic");
+            let answers = self.answers.lock().unwrap();
+            // The background task asks by the canonical name.
+            let found = answers.get(&text).or_else(|| {
+                answers
+                    .iter()
+                    .find(|(known, _)| {
+                        let known: Reference = known.parse().unwrap();
+                        known.repository() == reference.repository()
+                            && known.tag_or_latest() == reference.tag_or_latest()
+                    })
+                    .map(|(_, answer)| answer)
+            });
+            found
+                .cloned()
+                .unwrap_or_else(|| Err(format!("{text} is not known to this registry")))
+        })
+    }
+}
