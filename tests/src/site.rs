@@ -77,7 +77,8 @@ impl Site {
         let options = options
             .registry(&registry, known_login)
             .set("webhooks", json!({ "secret": ANNOUNCES_WITH }))
-            .set("poll", json!({ "interval_seconds": 1 }));
+            .set("poll", json!({ "interval_seconds": 1 }))
+            .set("digest_cache_seconds", json!(0));
         let api = Api::start_on(port, options).await?;
         Ok(Self {
             engine,
