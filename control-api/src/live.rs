@@ -75,6 +75,11 @@ pub struct Live {
     devices: [Shard<DeviceId, Arc<Slot>>; SHARDS],
     tokens: [Shard<String, DeviceId>; SHARDS],
     body_bytes: AtomicUsize,
+    /// Whoever reads a device again holds its shard's turn until the cache is changed: of two who
+    /// read, the later one also writes later, so that a dead token never comes back to life.
+    turns: [tokio::sync::Mutex<()>; SHARDS],
+    /// Held for writing while a page is read and put, so that no single device is meanwhile.
+    paging: tokio::sync::RwLock<()>,
 }
 
 impl Default for Live {
@@ -83,6 +88,8 @@ impl Default for Live {
             devices: std::array::from_fn(|_| RwLock::default()),
             tokens: std::array::from_fn(|_| RwLock::default()),
             body_bytes: AtomicUsize::new(0),
+            turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            paging: tokio::sync::RwLock::default(),
         }
     }
 }
@@ -138,6 +145,7 @@ impl Live {
         let mut after = 0;
         let mut present = std::collections::HashSet::new();
         loop {
+            let turn = self.paging.write().await;
             let page = store
                 .read(move |tx| devices::hot_page(tx, after, PAGE))
                 .await?;
@@ -147,6 +155,7 @@ impl Live {
                 present.insert(hot.uuid);
                 self.put(hot);
             }
+            drop(turn);
         }
         let gone: Vec<DeviceId> = self
             .slots()
@@ -163,6 +172,8 @@ impl Live {
 
     /// Reads one device again; wakes whoever waits for it.
     pub async fn refresh(&self, store: &Store, uuid: DeviceId) -> Result<(), StoreError> {
+        let _no_page = self.paging.read().await;
+        let _turn = self.turns[device_shard(uuid)].lock().await;
         match store.read(move |tx| devices::hot_one(tx, uuid)).await? {
             Some(hot) => self.put(hot),
             None => self.remove(uuid),
