@@ -1,0 +1,207 @@
+//! Owns the agent's settings: fragments (file, environment) → input → validated settings.
+//!
+//! Refuses unknown keys and wrong values, naming the key's path and what to write instead. The YAML
+//! crate is named only here.
+
+mod fragments;
+mod input;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tracing::Level;
+
+pub use fragments::Fragments;
+use input::Input;
+
+use crate::control::client::Origin;
+
+/// Where the configuration is looked for when no other place is named.
+pub const DEFAULT_PATH: &str = "/etc/holdfast/agent.yaml";
+
+/// Everything the agent can be told, checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    /// The control API.
+    pub api: ApiSettings,
+    /// Where the agent keeps what must survive a restart.
+    pub state_dir: PathBuf,
+    /// The container engine.
+    pub docker: DockerSettings,
+    /// Asking for the target.
+    pub poll: PollSettings,
+    /// Telling the current state.
+    pub report: ReportSettings,
+    /// Judging new containers.
+    pub gate: GateSettings,
+    /// Fetching images.
+    pub pull: PullSettings,
+    /// The log.
+    pub log: LogSettings,
+    /// What an enrolment says of this device.
+    pub device: DeviceSettings,
+}
+
+/// The control API.
+#[derive(Clone, Debug, Serialize)]
+pub struct ApiSettings {
+    /// Its address; needed to enrol, afterwards the enrolment's own counts.
+    pub url: Option<Origin>,
+    /// A file of PEM certificates to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The container engine.
+#[derive(Clone, Debug, Serialize)]
+pub struct DockerSettings {
+    /// Its unix socket.
+    pub socket: PathBuf,
+}
+
+/// Asking for the target.
+#[derive(Clone, Debug, Serialize)]
+pub struct PollSettings {
+    /// Time between two questions; the server's wish when unset.
+    pub interval_seconds: Option<u64>,
+}
+
+/// Telling the current state.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReportSettings {
+    /// Time between two reports when nothing changes.
+    pub heartbeat_seconds: u64,
+}
+
+/// Judging new containers.
+#[derive(Clone, Debug, Serialize)]
+pub struct GateSettings {
+    /// Without a health check: how long a container must run before it may stay.
+    pub stable_seconds: u64,
+    /// With one: how long it may take to become healthy.
+    pub healthy_timeout_seconds: u64,
+}
+
+/// Fetching images.
+#[derive(Clone, Debug, Serialize)]
+pub struct PullSettings {
+    /// A pull without any progress for this long is given up and tried again later.
+    pub no_progress_seconds: u64,
+}
+
+/// The log.
+#[derive(Clone, Debug, Serialize)]
+pub struct LogSettings {
+    /// Its form.
+    pub format: LogFormat,
+    /// The least important lines that are written.
+    #[serde(serialize_with = "level_word")]
+    pub level: Level,
+}
+
+/// The log's form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What an enrolment says of this device.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeviceSettings {
+    /// Its name; the host's when unset.
+    pub name: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn level_word<S: serde::Serializer>(level: &Level, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&level.as_str().to_ascii_lowercase())
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is no YAML.
+    #[error("{} is not valid YAML: {detail}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        detail: String,
+    },
+    /// Keys are unknown or have values that cannot be used.
+    #[error("{}", faults.join("\n"))]
+    Keys {
+        /// One line for each, beginning with the key's path.
+        faults: Vec<String>,
+    },
+}
+
+impl Settings {
+    /// Reads the file and the environment's overrides, and checks them all.
+    ///
+    /// `named` says whether a person named this file: one that nobody named may be missing.
+    pub fn load(
+        path: &Path,
+        named: bool,
+        environment: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound && !named => String::new(),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        Self::parse(path, &text, environment)
+    }
+
+    /// The same, from the file's text.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        environment: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
+        let merged = Fragments::file(path, text)?.with_environment(environment);
+        let input: Input =
+            serde_path_to_error::deserialize(merged.into_value()).map_err(|error| {
+                let key = error.path().to_string();
+                let fault = format!("{key}: {}", error.into_inner());
+                ConfigError::Keys {
+                    faults: vec![fault],
+                }
+            })?;
+        input
+            .validate()
+            .map_err(|faults| ConfigError::Keys { faults })
+    }
+
+    /// The settings as a configuration file that gives the same settings.
+    pub fn to_yaml(&self) -> String {
+        // Settings are plain data with text keys, which YAML can always write.
+        serde_yaml::to_string(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! Owns the keys as people write them, and the rules that make settings of them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{
+    ApiSettings, DeviceSettings, DockerSettings, GateSettings, LogFormat, LogSettings,
+    PollSettings, PullSettings, ReportSettings, Settings,
+};
+use crate::control::client::Origin;
+use crate::telemetry::LEVELS;
+
+/// The top-level keys.
+pub(super) const SECTIONS: [&str; 9] = [
+    "api",
+    "state_dir",
+    "docker",
+    "poll",
+    "report",
+    "gate",
+    "pull",
+    "log",
+    "device",
+];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Input {
+    api: Api,
+    state_dir: Option<PathBuf>,
+    docker: Docker,
+    poll: Poll,
+    report: Report,
+    gate: Gate,
+    pull: Pull,
+    log: Log,
+    device: Device,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Api {
+    url: Option<String>,
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Docker {
+    socket: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Poll {
+    interval_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Report {
+    heartbeat_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Gate {
+    stable_seconds: Option<u64>,
+    healthy_timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Pull {
+    no_progress_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Log {
+    format: Option<String>,
+    level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Device {
+    name: Option<String>,
+    labels: BTreeMap<String, String>,
+}
+
+const DAY_SECONDS: u64 = 24 * 3_600;
+
+/// Collects what is wrong while settings are made.
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, key: &str, detail: &str) {
+        self.0.push(format!("{key}: {detail}"));
+    }
+
+    fn seconds(&mut self, key: &str, value: u64, range: std::ops::RangeInclusive<u64>) -> u64 {
+        if !range.contains(&value) {
+            let (least, most) = (range.start(), range.end());
+            self.add(
+                key,
+                &format!("{value} is out of range, write {least} to {most} seconds"),
+            );
+        }
+        value
+    }
+
+    fn word<T: Copy>(&mut self, key: &str, written: Option<&str>, words: &[(&str, T)], or: T) -> T {
+        let Some(written) = written else {
+            return or;
+        };
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == written) {
+            return *value;
+        }
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        self.add(
+            key,
+            &format!("`{written}` is unknown, write {}", known.join(", ")),
+        );
+        or
+    }
+}
+
+impl Input {
+    pub(super) fn validate(self) -> Result<Settings, Vec<String>> {
+        let mut faults = Faults::default();
+        let settings = Settings {
+            api: api(self.api, &mut faults),
+            state_dir: state_dir(self.state_dir, &mut faults),
+            docker: DockerSettings {
+                socket: socket(self.docker.socket.as_deref(), &mut faults),
+            },
+            poll: PollSettings {
+                interval_seconds: self
+                    .poll
+                    .interval_seconds
+                    .map(|value| faults.seconds("poll.interval_seconds", value, 1..=DAY_SECONDS)),
+            },
+            report: ReportSettings {
+                heartbeat_seconds: faults.seconds(
+                    "report.heartbeat_seconds",
+                    self.report.heartbeat_seconds.unwrap_or(60),
+                    1..=DAY_SECONDS,
+                ),
+            },
+            gate: GateSettings {
+                stable_seconds: faults.seconds(
+                    "gate.stable_seconds",
+                    self.gate.stable_seconds.unwrap_or(10),
+                    1..=3_600,
+                ),
+                healthy_timeout_seconds: faults.seconds(
+                    "gate.healthy_timeout_seconds",
+                    self.gate.healthy_timeout_seconds.unwrap_or(120),
+                    1..=DAY_SECONDS,
+                ),
+            },
+            pull: PullSettings {
+                no_progress_seconds: faults.seconds(
+                    "pull.no_progress_seconds",
+                    self.pull.no_progress_seconds.unwrap_or(60),
+                    1..=3_600,
+                ),
+            },
+            log: LogSettings {
+                format: faults.word(
+                    "log.format",
+                    self.log.format.as_deref(),
+                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+                    LogFormat::Text,
+                ),
+                level: faults.word(
+                    "log.level",
+                    self.log.level.as_deref(),
+                    &LEVELS,
+                    tracing::Level::INFO,
+                ),
+            },
+            device: device(self.device, &mut faults),
+        };
+        if faults.0.is_empty() {
+            Ok(settings)
+        } else {
+            Err(faults.0)
+        }
+    }
+}
+
+fn api(input: Api, faults: &mut Faults) -> ApiSettings {
+    let url = input.url.and_then(|text| {
+        Origin::parse(&text)
+            .map_err(|detail| faults.add("api.url", &detail))
+            .ok()
+    });
+    if let Some(file) = input.ca_file.as_ref().filter(|file| !file.is_file()) {
+        let detail = format!(
+            "there is no file {}, write the path of a PEM file",
+            file.display()
+        );
+        faults.add("api.ca_file", &detail);
+    }
+    ApiSettings {
+        url,
+        ca_file: input.ca_file,
+    }
+}
+
+fn state_dir(input: Option<PathBuf>, faults: &mut Faults) -> PathBuf {
+    let folder = input.unwrap_or_else(|| PathBuf::from("/var/lib/holdfast"));
+    if !folder.is_absolute() {
+        faults.add("state_dir", "write an absolute path");
+    }
+    folder
+}
+
+fn socket(input: Option<&str>, faults: &mut Faults) -> PathBuf {
+    let text = input.unwrap_or("/var/run/docker.sock");
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if !path.starts_with('/') {
+        faults.add(
+            "docker.socket",
+            &format!("`{text}` is no unix socket, write unix:///var/run/docker.sock"),
+        );
+    }
+    PathBuf::from(path)
+}
+
+/// As the API bounds them.
+const MAX_NAME_CHARS: usize = 128;
+
+fn device(input: Device, faults: &mut Faults) -> DeviceSettings {
+    let name = input.name.filter(|name| !name.is_empty());
+    if name
+        .as_ref()
+        .is_some_and(|name| name.chars().count() > MAX_NAME_CHARS)
+    {
+        faults.add(
+            "device.name",
+            &format!("write at most {MAX_NAME_CHARS} characters"),
+        );
+    }
+    if input.labels.keys().any(String::is_empty) {
+        faults.add("device.labels", "a label's name is not empty");
+    }
+    DeviceSettings {
+        name,
+        labels: input.labels,
+    }
+}

@@ -1,0 +1,5 @@
+//! Owns the conversation with the control API. Refuses to decide anything about containers.
+
+pub mod client;
+pub mod poll;
+pub mod report;

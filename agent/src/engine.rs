@@ -1,0 +1,299 @@
+//! Owns what the agent may ask of a container engine, in the agent's words.
+//!
+//! Refuses to know an engine's API: [`docker`] does, and the loops take any [`Engine`].
+
+pub mod convert;
+pub mod docker;
+pub mod labels;
+
+use std::collections::HashMap;
+use std::future::Future;
+
+use holdfast_plan::{ContainerState, Health};
+use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_proto::image::{Digest, Platform};
+use holdfast_proto::spec::RestartPolicy;
+use holdfast_proto::target::ServiceTarget;
+
+/// What the agent asked the engine to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Describe itself.
+    Describe,
+    /// List containers.
+    List,
+    /// Look at one container.
+    Inspect,
+    /// Look at one image.
+    InspectImage,
+    /// Fetch an image.
+    Pull,
+    /// Make a container.
+    Create,
+    /// Change a container's restart policy.
+    SetRestart,
+    /// Start a container.
+    Start,
+    /// Stop a container.
+    Stop,
+    /// Unfreeze a container.
+    Unpause,
+    /// Delete a container.
+    Remove,
+    /// Tell events.
+    Watch,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Describe => "describe itself",
+            Self::List => "list containers",
+            Self::Inspect => "look at a container",
+            Self::InspectImage => "look at an image",
+            Self::Pull => "pull an image",
+            Self::Create => "create a container",
+            Self::SetRestart => "set a restart policy",
+            Self::Start => "start a container",
+            Self::Stop => "stop a container",
+            Self::Unpause => "unpause a container",
+            Self::Remove => "remove a container",
+            Self::Watch => "tell events",
+        })
+    }
+}
+
+/// The engine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There was no answer in time.
+    #[error("the engine did not {operation} within {} s", timeout_ms / 1_000)]
+    TimedOut {
+        /// What was asked.
+        operation: Operation,
+        /// How long it was waited for.
+        timeout_ms: u64,
+    },
+    /// The connection failed.
+    #[error("cannot reach the engine to {operation}")]
+    Unreachable {
+        /// What was asked.
+        operation: Operation,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine said no.
+    #[error("the engine refused to {operation} ({status}): {message}")]
+    Refused {
+        /// What was asked.
+        operation: Operation,
+        /// The status of its answer.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
+    /// A pull failed after it had begun.
+    #[error("the engine could not pull: {message}")]
+    PullBroke {
+        /// The engine's words.
+        message: String,
+    },
+    /// A pull stood still.
+    #[error("the pull made no progress for {} s and was given up", no_progress_ms / 1_000)]
+    PullStalled {
+        /// How long it stood still.
+        no_progress_ms: u64,
+    },
+    /// A container's name belongs to a container that is not ours.
+    #[error("the name {name} belongs to a container that Holdfast did not make")]
+    ForeignName {
+        /// The name.
+        name: String,
+    },
+    /// The spec asks for something that this agent cannot apply.
+    #[error(transparent)]
+    Unsupported(#[from] convert::Unsupported),
+    /// The answer makes no sense.
+    #[error("the engine's answer cannot be understood: {detail}")]
+    Nonsense {
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+impl EngineError {
+    /// Whether the engine itself is away, so that the failure says nothing of what was asked.
+    pub fn is_engine_away(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Unreachable { .. } => true,
+            // What a proxy in front of the socket says when the engine behind it is gone.
+            Self::Refused { status, .. } => matches!(status, 502..=504),
+            Self::PullBroke { .. }
+            | Self::PullStalled { .. }
+            | Self::ForeignName { .. }
+            | Self::Unsupported(_)
+            | Self::Nonsense { .. } => false,
+        }
+    }
+
+    /// Whether the same request would be refused again, however often it is repeated.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Unsupported(_) => true,
+            Self::Refused {
+                operation, status, ..
+            } => *operation == Operation::Create && *status == 400,
+            Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::PullBroke { .. }
+            | Self::PullStalled { .. }
+            | Self::ForeignName { .. }
+            | Self::Nonsense { .. } => false,
+        }
+    }
+}
+
+/// How an engine keeps images, and so what its image ids mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageStore {
+    /// An image id is the digest of the image's configuration.
+    Classic,
+    /// An image id is the digest of a manifest or an index.
+    Containerd,
+}
+
+impl ImageStore {
+    /// Its name in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Containerd => "containerd",
+        }
+    }
+}
+
+/// The engine's account of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Names this engine among all.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// The API version that was agreed on.
+    pub api_version: String,
+    /// How it keeps images.
+    pub store: ImageStore,
+    /// What images it runs.
+    pub platform: Platform,
+    /// Where it keeps them.
+    pub root: String,
+}
+
+/// One container as the engine describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineContainer {
+    /// The engine's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels, the user's and ours.
+    pub labels: HashMap<String, String>,
+    /// What it does.
+    pub state: ContainerState,
+    /// What its health check says.
+    pub health: Option<Health>,
+    /// How often the engine started it again.
+    pub restart_count: u64,
+    /// Whether the kernel killed it for memory.
+    pub oom_killed: bool,
+    /// The restart policy in force.
+    pub restart: RestartPolicy,
+    /// The engine's name of its latest start: changes with each start, says nothing else.
+    pub started_at: String,
+    /// Why the engine could not start it, in its words; empty if it could.
+    pub start_error: String,
+}
+
+/// One image as the engine describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineImage {
+    /// Every digest that the engine calls it by: its id, and on containerd its descriptor.
+    pub ids: Vec<Digest>,
+    /// The platform it was made for.
+    pub platform: Platform,
+}
+
+/// A container to make.
+#[derive(Clone, Copy, Debug)]
+pub struct NewContainer<'a> {
+    /// The device.
+    pub device: &'a DeviceId,
+    /// The service.
+    pub key: &'a ServiceKey,
+    /// The container's name.
+    pub name: &'a str,
+    /// The target's generation.
+    pub generation: u64,
+    /// What to make.
+    pub service: &'a ServiceTarget,
+}
+
+/// A container engine. Every call ends in bounded time; every change is safe to repeat.
+pub trait Engine {
+    /// Agrees on an API version, then describes the engine.
+    fn describe(&self) -> impl Future<Output = Result<EngineInfo, EngineError>>;
+
+    /// This device's containers, whatever their state.
+    fn containers(
+        &self,
+        device: &DeviceId,
+    ) -> impl Future<Output = Result<Vec<EngineContainer>, EngineError>>;
+
+    /// One container by id or name; none if there is none.
+    fn container(
+        &self,
+        id: &str,
+    ) -> impl Future<Output = Result<Option<EngineContainer>, EngineError>>;
+
+    /// One image by its pinned name; none if there is none.
+    fn image(&self, pinned: &str)
+    -> impl Future<Output = Result<Option<EngineImage>, EngineError>>;
+
+    /// Fetches an image; given up when nothing moves for `no_progress_ms`.
+    fn pull(
+        &self,
+        pinned: &str,
+        platform: &Platform,
+        no_progress_ms: u64,
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Makes a container with restart policy `no`, and gives its id.
+    fn create(&self, new: &NewContainer<'_>) -> impl Future<Output = Result<String, EngineError>>;
+
+    /// Sets a container's restart policy.
+    fn set_restart(
+        &self,
+        id: &str,
+        policy: RestartPolicy,
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Starts a container; one that runs already is fine.
+    fn start(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Stops a container with its own grace period; one that is stopped or gone is fine.
+    fn stop(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Unfreezes a container.
+    fn unpause(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Deletes a stopped container; one that is gone is fine. Its volumes stay.
+    fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Calls `nudge` when something about this device's containers changes, until the stream ends.
+    fn watch(
+        &self,
+        device: &DeviceId,
+        nudge: impl Fn(),
+    ) -> impl Future<Output = Result<(), EngineError>>;
+}

@@ -1,0 +1,107 @@
+use bollard::models::ProgressDetail;
+
+use super::*;
+
+fn refused(operation: Operation, status: u16) -> EngineError {
+    let error = DockerError::DockerResponseServerError {
+        status_code: status,
+        message: "no\nreally".to_owned(),
+    };
+    fault(operation, error)
+}
+
+#[test]
+fn refusals_are_told_from_an_engine_that_is_away() {
+    assert!(refused(Operation::List, 503).is_engine_away());
+    assert!(!refused(Operation::Start, 500).is_engine_away());
+    assert!(fault(Operation::List, DockerError::RequestTimeoutError).is_engine_away());
+    let socket = DockerError::SocketNotFoundError("/x".to_owned());
+    assert!(fault(Operation::List, socket).is_engine_away());
+}
+
+#[test]
+fn only_an_impossible_create_is_final() {
+    assert!(refused(Operation::Create, 400).is_final());
+    for (operation, status) in [
+        (Operation::Create, 404),
+        (Operation::Create, 409),
+        (Operation::Create, 500),
+        (Operation::Start, 400),
+    ] {
+        assert!(!refused(operation, status).is_final());
+    }
+}
+
+#[test]
+fn a_missing_thing_is_none_and_other_refusals_stay() {
+    assert!(matches!(
+        absent_is_none::<()>(Err(refused(Operation::Inspect, 404))),
+        Ok(None)
+    ));
+    assert!(absent_is_none::<()>(Err(refused(Operation::Inspect, 500))).is_err());
+}
+
+#[test]
+fn the_engines_words_are_one_line() {
+    let text = refused(Operation::Start, 400).to_string();
+    assert_eq!(
+        text,
+        "the engine refused to start a container (400): no really"
+    );
+}
+
+#[test]
+fn a_pull_that_repeats_itself_makes_no_progress() {
+    let message = |id: &str, status: &str, current| CreateImageInfo {
+        id: Some(id.to_owned()),
+        status: Some(status.to_owned()),
+        progress_detail: Some(ProgressDetail {
+            current: Some(current),
+            total: None,
+        }),
+        ..CreateImageInfo::default()
+    };
+    let mut layers = HashMap::new();
+    let mut moved = |id, status, current| progressed(&mut layers, message(id, status, current));
+    assert!(moved("a", "Downloading", 1));
+    assert!(!moved("a", "Downloading", 1));
+    assert!(moved("a", "Downloading", 2));
+    assert!(moved("b", "Downloading", 2));
+    assert!(!moved("a", "Retrying in 5 seconds", 0));
+    assert!(!moved("a", "Retrying in 4 seconds", 0));
+    assert!(moved("a", "Extracting", 2));
+}
+
+#[test]
+fn containers_are_described_in_our_words() {
+    let found: ContainerInspectResponse = serde_json::from_str(
+        r#"{"Id":"c1","Name":"/web","RestartCount":2,
+            "State":{"Status":"exited","ExitCode":137,"OOMKilled":true,"StartedAt":"t","Error":"e"},
+            "HostConfig":{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3}},
+            "Config":{"Labels":{"a":"b"}}}"#,
+    )
+    .unwrap();
+    let found = container(found).unwrap();
+    assert_eq!(found.name, "web");
+    assert_eq!(found.state, ContainerState::Exited { code: 137 });
+    assert_eq!(found.restart, RestartPolicy::OnFailure(Some(3)));
+    assert_eq!(found.restart_count, 2);
+    assert!(found.oom_killed);
+    assert_eq!(found.labels["a"], "b");
+    assert!(container(ContainerInspectResponse::default()).is_err());
+}
+
+#[test]
+fn the_restart_policy_survives_the_journey_to_the_engine_and_back() {
+    for policy in [
+        RestartPolicy::No,
+        RestartPolicy::Always,
+        RestartPolicy::UnlessStopped,
+        RestartPolicy::OnFailure(None),
+        RestartPolicy::OnFailure(Some(4)),
+    ] {
+        let engine = convert::restart(policy);
+        assert_eq!(convert::restart_from(Some(&engine)), policy);
+    }
+    assert_eq!(convert::restart_from(None), RestartPolicy::No);
+}

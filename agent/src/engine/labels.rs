@@ -1,0 +1,100 @@
+//! Owns the labels that tell which container belongs to what; everything else is observed.
+
+use std::collections::HashMap;
+
+use holdfast_proto::hash::SpecHash;
+use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_proto::image::{ConfigDigest, Digest};
+use holdfast_proto::spec::RestartPolicy;
+use holdfast_proto::target::Identity;
+
+use super::NewContainer;
+
+/// `true` on every container of Holdfast.
+pub const MANAGED: &str = "io.holdfast.managed";
+/// The device's id.
+pub const DEVICE: &str = "io.holdfast.device";
+/// The app's id.
+pub const APP: &str = "io.holdfast.app";
+/// The service's name.
+pub const SERVICE: &str = "io.holdfast.service";
+/// The target generation that made the container.
+pub const GENERATION: &str = "io.holdfast.generation";
+/// The hash of the spec it was made from.
+pub const SPEC_HASH: &str = "io.holdfast.spec-hash";
+/// The configuration digest of its image.
+pub const CONFIG_DIGEST: &str = "io.holdfast.config-digest";
+/// Its image, pinned by digest.
+pub const IMAGE: &str = "io.holdfast.image";
+/// The restart policy it gets once it has proved itself.
+pub const RESTART: &str = "io.holdfast.restart";
+
+/// What a container of ours says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnLabels {
+    /// The service.
+    pub key: ServiceKey,
+    /// The generation that made it.
+    pub generation: u64,
+    /// What it was made from.
+    pub identity: Identity,
+    /// The pinned image it was made from.
+    pub image: String,
+    /// The restart policy it gets.
+    pub wanted_restart: RestartPolicy,
+}
+
+/// The labels of a container to make.
+pub fn write(new: &NewContainer<'_>, identity: &Identity) -> HashMap<String, String> {
+    let restart = new.service.config.restart.unwrap_or_default();
+    [
+        (MANAGED, "true".to_owned()),
+        (DEVICE, new.device.to_string()),
+        (APP, new.key.app.to_string()),
+        (SERVICE, new.key.service.to_string()),
+        (GENERATION, new.generation.to_string()),
+        (SPEC_HASH, identity.spec_hash.to_string()),
+        (CONFIG_DIGEST, identity.config_digest.to_string()),
+        (IMAGE, new.service.image_name.clone()),
+        (RESTART, restart.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// Reads the labels of a container with our device label; none if its service cannot be told.
+///
+/// A spec hash or digest that this agent cannot read (a newer agent wrote it) matches no target, so
+/// that the container is replaced in the ordinary way and never runs twice.
+pub(crate) fn read(labels: &HashMap<String, String>) -> Option<OwnLabels> {
+    let get = |name: &str| labels.get(name).map(String::as_str);
+    let unknown = Digest::of(b"a label that cannot be read");
+    Some(OwnLabels {
+        key: ServiceKey {
+            app: get(APP)?.parse().ok()?,
+            service: get(SERVICE)?.parse().ok()?,
+        },
+        generation: get(GENERATION)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0),
+        identity: Identity {
+            config_digest: ConfigDigest(
+                get(CONFIG_DIGEST)
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or(unknown),
+            ),
+            spec_hash: get(SPEC_HASH)
+                .and_then(|text| text.parse().ok())
+                .or_else(|| format!("v1:{}", unknown.hex()).parse::<SpecHash>().ok())?,
+        },
+        image: get(IMAGE).unwrap_or_default().to_owned(),
+        wanted_restart: get(RESTART)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default(),
+    })
+}
+
+/// Whether a container carries this device's label.
+pub(crate) fn belongs_to(labels: &HashMap<String, String>, device: &DeviceId) -> bool {
+    labels.get(DEVICE) == Some(&device.to_string())
+}

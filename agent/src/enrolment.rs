@@ -1,0 +1,172 @@
+//! Owns who this device is: its id, its token and its server, in one private file.
+//!
+//! Refuses to show the token: no Debug, no Display, no log.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::id::DeviceId;
+use serde::{Deserialize, Serialize};
+
+/// A device's bearer token.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// Wraps a token.
+    pub fn new(token: String) -> Self {
+        Self(token)
+    }
+
+    /// The token itself, for the one header it belongs in.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// What an enrolment gave this device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// The device's id.
+    pub uuid: DeviceId,
+    /// The device's token.
+    pub token: Token,
+    /// The server that gave it: the token is never sent to another.
+    pub api_url: String,
+    /// How often that server wants to be asked.
+    pub poll_interval_seconds: u64,
+}
+
+/// The enrolment could not be read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolmentError {
+    /// There is none.
+    #[error("this device is not enrolled: run `holdfast-agent enroll --key KEY --api URL`")]
+    Missing,
+    /// The file is not readable as an enrolment.
+    #[error("cannot read {}; enrol again or restore the file", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn path_in(folder: &Path) -> PathBuf {
+    folder.join("enrolment.json")
+}
+
+impl Enrolment {
+    /// Reads the enrolment kept in a state folder.
+    pub fn load(folder: &Path) -> Result<Self, EnrolmentError> {
+        let path = path_in(folder);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(EnrolmentError::Missing);
+            }
+            Err(source) => return Err(EnrolmentError::Read { path, source }),
+        };
+        serde_json::from_slice(&bytes).map_err(|error| EnrolmentError::Read {
+            path,
+            // The message of a JSON error may quote the token: only its place is kept.
+            source: std::io::Error::other(format!(
+                "not an enrolment (line {}, column {})",
+                error.line(),
+                error.column()
+            )),
+        })
+    }
+
+    /// Writes it so that a power cut leaves the old file or the new one, readable by its owner only.
+    pub fn store(&self, folder: &Path) -> Result<(), EnrolmentError> {
+        let path = path_in(folder);
+        self.write(folder, &path)
+            .map_err(|source| EnrolmentError::Write { path, source })
+    }
+
+    fn write(&self, folder: &Path, path: &Path) -> std::io::Result<()> {
+        let fresh = folder.join("enrolment.json.new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        // An older file of that name would keep its own permissions.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)?;
+        std::fs::File::open(folder)?.sync_all()
+    }
+}
+
+/// Makes the state folder, closed to other users, if there is none.
+pub fn make_state_folder(folder: &Path) -> Result<(), EnrolmentError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| EnrolmentError::Write {
+            path: folder.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enrolment() -> Enrolment {
+        Enrolment {
+            uuid: DeviceId::from_random([1; 16]),
+            token: Token::new("hfd_secret".to_owned()),
+            api_url: "http://127.0.0.1:1/".to_owned(),
+            poll_interval_seconds: 30,
+        }
+    }
+
+    #[test]
+    fn is_kept_readable_by_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Enrolment::load(folder.path()),
+            Err(EnrolmentError::Missing)
+        ));
+        enrolment().store(folder.path()).unwrap();
+        let meta = std::fs::metadata(path_in(folder.path())).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        assert_eq!(Enrolment::load(folder.path()).unwrap(), enrolment());
+    }
+
+    #[test]
+    fn never_shows_its_token() {
+        assert!(!format!("{:?}", enrolment()).contains("hfd_secret"));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(path_in(folder.path()), r#"{"token":"hfd_secret","uuid":1}"#).unwrap();
+        let error = Enrolment::load(folder.path()).unwrap_err();
+        assert!(!crate::fault::chain(&error).contains("hfd_secret"));
+    }
+}

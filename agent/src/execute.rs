@@ -1,0 +1,130 @@
+//! Owns how one step of a plan is done. Refuses to decide: what to do comes from the plan.
+//!
+//! Each step is safe to repeat, and gives back what it changes in its service's history.
+
+pub mod pull;
+mod swap;
+
+use holdfast_plan::{Observed, Rejected, ServiceHistory, Step};
+use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_proto::target::{Identity, TargetState};
+use holdfast_proto::time::Timestamp;
+
+use crate::engine::{Engine, EngineError};
+use crate::journal::Change;
+
+/// What a step may look at while it is done.
+pub struct Execution<'a, E> {
+    /// The engine.
+    pub engine: &'a E,
+    /// The device.
+    pub device: &'a DeviceId,
+    /// The target that the plan was made for.
+    pub target: &'a TargetState,
+    /// The look that the plan was made from.
+    pub observed: &'a Observed,
+    /// What is remembered of the step's service.
+    pub history: ServiceHistory,
+    /// When the step began.
+    pub now: Timestamp,
+}
+
+impl<E: Engine> Execution<'_, E> {
+    /// What must be on the disk before the step begins, beside its intent.
+    pub fn before(&self, step: &Step) -> Change {
+        match step {
+            Step::Stop { container, .. } => {
+                let mut history = self.history.clone();
+                history.interrupted.insert(container.id.clone());
+                changed(&self.history, history)
+            }
+            Step::Pull { .. }
+            | Step::Create { .. }
+            | Step::Start { .. }
+            | Step::Arm { .. }
+            | Step::Unpause { .. }
+            | Step::Commit { .. }
+            | Step::Reject { .. }
+            | Step::Remove { .. }
+            | Step::Forget { .. } => Change::None,
+        }
+    }
+
+    /// Does the step; its history is the one that [`Self::before`] left.
+    pub async fn run(&self, step: &Step) -> Result<Change, EngineError> {
+        match step {
+            // Pulls run beside the other steps: see `pull`.
+            Step::Pull { .. } => Ok(Change::None),
+            Step::Create {
+                key,
+                name,
+                generation,
+                service,
+            } => self.create(key, name, *generation, service).await,
+            Step::Stop { container, .. } => self.stop(container).await,
+            Step::Start {
+                container,
+                restart,
+                identity,
+                candidate,
+                ..
+            } => self.start(container, *restart, *identity, *candidate).await,
+            Step::Arm {
+                container, restart, ..
+            } => {
+                self.engine.set_restart(&container.id, *restart).await?;
+                Ok(Change::None)
+            }
+            Step::Unpause { container, .. } => {
+                self.engine.unpause(&container.id).await?;
+                Ok(Change::None)
+            }
+            Step::Commit {
+                key,
+                container,
+                restart,
+                service,
+            } => self.commit(key, container, *restart, service).await,
+            Step::Reject {
+                identity,
+                image,
+                reason,
+                ..
+            } => Ok(self.rejected(*identity, image, reason.to_string())),
+            Step::Remove { container, .. } => self.remove(container).await,
+            Step::Forget { .. } => Ok(Change::Forget),
+        }
+    }
+
+    /// The history with this spec rejected; its deaths are told by the reason and need no count.
+    fn rejected(&self, identity: Identity, image: &str, reason: String) -> Change {
+        let mut history = self.history.clone();
+        history.rejected = Some(Rejected {
+            identity,
+            image: image.to_owned(),
+            reason,
+            at: self.now,
+        });
+        history.attempts = None;
+        changed(&self.history, history)
+    }
+
+    /// The history without containers that are gone, and without `started`, which runs again.
+    fn tidied(&self, key: &ServiceKey, without: &str) -> ServiceHistory {
+        let mut history = self.history.clone();
+        let exists = |id: &String| {
+            let containers = &mut self.observed.containers.iter();
+            containers.any(|container| container.key == *key && container.id == *id)
+        };
+        history.interrupted.retain(|id| id != without && exists(id));
+        history
+    }
+}
+
+fn changed(before: &ServiceHistory, after: ServiceHistory) -> Change {
+    if *before == after {
+        Change::None
+    } else {
+        Change::Set(Box::new(after))
+    }
+}

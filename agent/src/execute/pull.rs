@@ -1,0 +1,153 @@
+//! Owns fetching an image by digest and proving that what came is what was pinned.
+
+use holdfast_proto::image::{Digest, Expected, Platform};
+
+use crate::engine::{Engine, EngineError, EngineImage, ImageStore};
+
+/// An image did not arrive, or is not the one that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The engine says it pulled, and has nothing.
+    #[error("the engine pulled {image} but does not have it")]
+    Vanished {
+        /// The pinned image.
+        image: String,
+    },
+    /// The engine has another image under this name.
+    #[error("pulled {image}, but the engine reports {}", found.map_or_else(|| "no digest".to_owned(), |digest| digest.to_string()))]
+    WrongDigest {
+        /// The pinned image.
+        image: String,
+        /// What the engine calls it.
+        found: Option<Digest>,
+    },
+    /// The image is for another kind of machine.
+    #[error("pulled {image}, but it is for {found}")]
+    WrongPlatform {
+        /// The pinned image.
+        image: String,
+        /// Its platform.
+        found: Platform,
+    },
+}
+
+/// A pull to run.
+#[derive(Clone, Debug)]
+pub struct Pull {
+    /// The pinned image.
+    pub image: String,
+    /// What must come.
+    pub expected: Expected,
+    /// The platform to ask for.
+    pub platform: Platform,
+    /// The device's own platform.
+    pub device: Platform,
+    /// How the engine names images.
+    pub store: ImageStore,
+    /// Without progress for so long it is given up.
+    pub no_progress_ms: u64,
+}
+
+impl Pull {
+    /// Pulls, then looks at what came.
+    pub async fn run<E: Engine>(&self, engine: &E) -> Result<(), PullError> {
+        engine
+            .pull(&self.image, &self.platform, self.no_progress_ms)
+            .await?;
+        let found = engine.image(&self.image).await?;
+        let found = found.ok_or_else(|| PullError::Vanished {
+            image: self.image.clone(),
+        })?;
+        self.verify(&found)
+    }
+
+    /// Same or not is decided by the kind of digest that the store uses (3-contract, section 3).
+    fn verify(&self, found: &EngineImage) -> Result<(), PullError> {
+        let accepted = match self.store {
+            ImageStore::Classic => vec![self.expected.config_digest.0],
+            ImageStore::Containerd => {
+                let pinned = self.image.split_once('@').and_then(|(_, d)| d.parse().ok());
+                std::iter::once(self.expected.manifest_digest.0)
+                    .chain(pinned)
+                    .collect()
+            }
+        };
+        if !found.ids.iter().any(|id| accepted.contains(id)) {
+            return Err(PullError::WrongDigest {
+                image: self.image.clone(),
+                found: found.ids.first().copied(),
+            });
+        }
+        if !self.device.runs(&found.platform) {
+            return Err(PullError::WrongPlatform {
+                image: self.image.clone(),
+                found: found.platform.clone(),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_proto::image::{ConfigDigest, ManifestDigest};
+
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::of(text.as_bytes())
+    }
+
+    fn pull(store: ImageStore) -> Pull {
+        let platform: Platform = "linux/arm/v7".parse().unwrap();
+        Pull {
+            image: format!("web@{}", digest("index")),
+            expected: Expected {
+                manifest_digest: ManifestDigest(digest("manifest")),
+                config_digest: ConfigDigest(digest("config")),
+                size_bytes: 1,
+            },
+            platform: platform.clone(),
+            device: platform,
+            store,
+            no_progress_ms: 1_000,
+        }
+    }
+
+    fn verdict(store: ImageStore, id: &str, platform: &str) -> Result<(), String> {
+        let image = EngineImage {
+            ids: vec![digest(id)],
+            platform: platform.parse().unwrap(),
+        };
+        pull(store)
+            .verify(&image)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_classic_store_must_name_the_configuration() {
+        let store = ImageStore::Classic;
+        assert!(verdict(store, "config", "linux/arm/v7").is_ok());
+        for wrong in ["manifest", "index", "other"] {
+            let error = verdict(store, wrong, "linux/arm/v7").unwrap_err();
+            assert!(error.contains(&digest(wrong).to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_containerd_store_must_name_the_manifest_or_the_index() {
+        let store = ImageStore::Containerd;
+        assert!(verdict(store, "manifest", "linux/arm/v7").is_ok());
+        assert!(verdict(store, "index", "linux/arm/v6").is_ok());
+        assert!(verdict(store, "config", "linux/arm/v7").is_err());
+    }
+
+    #[test]
+    fn an_image_for_another_machine_is_refused() {
+        let error = verdict(ImageStore::Classic, "config", "linux/arm64").unwrap_err();
+        assert!(error.ends_with("it is for linux/arm64"), "{error}");
+    }
+}

@@ -1,0 +1,400 @@
+//! Owns what must survive a power cut: the target, each service's history, open intents (SQLite).
+//!
+//! Refuses to be written in steady state: a converged device writes nothing. What can be observed
+//! (containers, images) is never kept here.
+
+mod schema;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use holdfast_plan::{Attempts, ServiceHistory};
+use holdfast_proto::id::ServiceKey;
+use holdfast_proto::target::Identity;
+use holdfast_proto::time::Timestamp;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+
+/// Report numbers are taken in blocks: one write for so many reports.
+const SEQUENCE_BLOCK: u64 = 4_096;
+
+/// The journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file could not be opened.
+    #[error("cannot open the journal {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A damaged file could not be moved away.
+    #[error("cannot move the damaged journal {} aside", path.display())]
+    MoveAside {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was written by a newer agent.
+    #[error(
+        "the journal has format {found}, this agent knows {known}: install the newer agent again"
+    )]
+    Newer {
+        /// The file's format.
+        found: i64,
+        /// The newest format this agent knows.
+        known: i64,
+    },
+    /// It could not be read.
+    #[error("cannot read the journal")]
+    Read(#[source] rusqlite::Error),
+    /// It could not be written: nothing may be changed on the device then.
+    #[error("cannot write the journal")]
+    Write(#[source] rusqlite::Error),
+}
+
+/// A target as it was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTarget {
+    /// The exact bytes.
+    pub body: Vec<u8>,
+    /// Their entity tag.
+    pub etag: Option<String>,
+    /// Their generation.
+    pub generation: u64,
+    /// When they came.
+    pub received_at: Timestamp,
+}
+
+/// What the agent is about to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// The service.
+    pub key: ServiceKey,
+    /// The step in words.
+    pub step: String,
+    /// The spec that the step tries out, if it does.
+    pub candidate: Option<Identity>,
+}
+
+/// Names an intent until its outcome is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntentId(i64);
+
+/// What a step changes in the history of its service.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// It becomes this.
+    Set(Box<ServiceHistory>),
+    /// It is forgotten.
+    Forget,
+}
+
+/// The agent's memory on disk.
+pub struct Journal {
+    db: Connection,
+    /// Next report number, and the first one of the next block.
+    sequence: std::cell::Cell<(u64, u64)>,
+}
+
+/// A journal and what was found wrong with its predecessor.
+pub struct Opened {
+    /// The journal, ready for use.
+    pub journal: Journal,
+    /// Where a damaged predecessor was moved, if there was one.
+    pub moved_aside: Option<PathBuf>,
+}
+
+impl Journal {
+    /// Opens the journal of a state folder, or makes it. A damaged one is moved aside first.
+    pub fn open(folder: &Path) -> Result<Opened, JournalError> {
+        let path = folder.join("journal.db");
+        match Self::open_file(&path) {
+            Ok(journal) => Ok(Opened {
+                journal,
+                moved_aside: None,
+            }),
+            Err(JournalError::Open { source, .. } | JournalError::Read(source))
+                if schema::is_damage(&source) =>
+            {
+                let aside =
+                    schema::move_aside(&path).map_err(|source| JournalError::MoveAside {
+                        path: path.clone(),
+                        source,
+                    })?;
+                Ok(Opened {
+                    journal: Self::open_file(&path)?,
+                    moved_aside: Some(aside),
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<Self, JournalError> {
+        let failed = |source| JournalError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        schema::make_private(path).map_err(|source| JournalError::MoveAside {
+            path: path.to_owned(),
+            source,
+        })?;
+        let db = Connection::open(path).map_err(failed)?;
+        schema::prepare(&db).map_err(failed)?;
+        schema::migrate(&db)?;
+        Ok(Self {
+            db,
+            sequence: std::cell::Cell::new((0, 0)),
+        })
+    }
+
+    /// Opens the journal for reading beside a running agent; none if there is no journal.
+    pub fn open_read_only(folder: &Path) -> Result<Option<Self>, JournalError> {
+        let path = folder.join("journal.db");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .map_err(|source| JournalError::Open { path, source })?;
+        schema::read_only(&db).map_err(JournalError::Read)?;
+        Ok(Some(Self {
+            db,
+            sequence: std::cell::Cell::new((0, 0)),
+        }))
+    }
+
+    /// The target that was accepted last.
+    pub fn target(&self) -> Result<Option<StoredTarget>, JournalError> {
+        self.db
+            .query_row(
+                "select body, etag, generation, received_at from target where id = 1",
+                [],
+                |row| {
+                    Ok(StoredTarget {
+                        body: row.get(0)?,
+                        etag: row.get(1)?,
+                        generation: row.get::<_, i64>(2)?.try_into().unwrap_or(0),
+                        received_at: Timestamp::from_millis(row.get(3)?),
+                    })
+                },
+            )
+            .optional()
+            .map_err(JournalError::Read)
+    }
+
+    /// Keeps a target: it is on the disk when this returns.
+    pub fn set_target(&self, target: &StoredTarget) -> Result<(), JournalError> {
+        self.db
+            .execute(
+                "insert into target (id, body, etag, generation, received_at) values (1, ?1, ?2, ?3, ?4)
+                 on conflict (id) do update set body = excluded.body, etag = excluded.etag,
+                    generation = excluded.generation, received_at = excluded.received_at",
+                params![
+                    target.body,
+                    target.etag,
+                    whole(target.generation),
+                    target.received_at.as_millis()
+                ],
+            )
+            .map(drop)
+            .map_err(JournalError::Write)
+    }
+
+    /// What is remembered of each service. Rows that cannot be understood count as never written.
+    pub fn histories(&self) -> Result<BTreeMap<ServiceKey, ServiceHistory>, JournalError> {
+        let mut statement = self
+            .db
+            .prepare("select app, service, history from services")
+            .map_err(JournalError::Read)?;
+        let rows = statement
+            .query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                ))
+            })
+            .map_err(JournalError::Read)?;
+        let mut histories = BTreeMap::new();
+        for row in rows {
+            let (app, service, json) = row.map_err(JournalError::Read)?;
+            let key = app.parse().ok().zip(service.parse().ok());
+            let history = serde_json::from_str(&json).ok();
+            if let Some(((app, service), history)) = key.zip(history) {
+                histories.insert(ServiceKey { app, service }, history);
+            } else {
+                tracing::warn!(
+                    service.name = %service,
+                    "a service's history cannot be read and counts as empty"
+                );
+            }
+        }
+        Ok(histories)
+    }
+
+    /// Writes down what is about to be done, and what it changes by beginning: both or neither.
+    ///
+    /// No effect may begin before this returned.
+    pub fn begin(
+        &self,
+        intent: &Intent,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<IntentId, JournalError> {
+        let write = || -> rusqlite::Result<i64> {
+            let tx = self.db.unchecked_transaction()?;
+            tx.execute(
+                "insert into intents (app, service, step, candidate, begun_at) values (?1, ?2, ?3, ?4, ?5)",
+                params![
+                    intent.key.app.as_str(),
+                    intent.key.service.as_str(),
+                    intent.step,
+                    intent.candidate.as_ref().map(json),
+                    now.as_millis()
+                ],
+            )?;
+            let id = tx.last_insert_rowid();
+            apply(&tx, &intent.key, change)?;
+            tx.commit().map(|()| id)
+        };
+        write().map(IntentId).map_err(JournalError::Write)
+    }
+
+    /// Writes down that it is done, or failed, and what it changes: both or neither.
+    pub fn finish(
+        &self,
+        intent: IntentId,
+        key: &ServiceKey,
+        change: &Change,
+    ) -> Result<(), JournalError> {
+        let write = || -> rusqlite::Result<()> {
+            let tx = self.db.unchecked_transaction()?;
+            tx.execute("delete from intents where id = ?1", [intent.0])?;
+            apply(&tx, key, change)?;
+            tx.commit()
+        };
+        write().map_err(JournalError::Write)
+    }
+
+    /// Takes the intents that a dead agent left open, and counts its death against what it tried.
+    pub fn take_dead_intents(&self) -> Result<Vec<Intent>, JournalError> {
+        let dead = self.dead_intents().map_err(JournalError::Read)?;
+        if dead.is_empty() {
+            return Ok(dead);
+        }
+        let mut histories = self.histories()?;
+        let mut write = || -> rusqlite::Result<()> {
+            let tx = self.db.unchecked_transaction()?;
+            for intent in &dead {
+                let Some(identity) = intent.candidate else {
+                    continue;
+                };
+                let history = histories.entry(intent.key.clone()).or_default();
+                let before = history.attempts.as_ref();
+                let count = before
+                    .filter(|attempts| attempts.identity == identity)
+                    .map_or(0, |attempts| attempts.count);
+                history.attempts = Some(Attempts {
+                    identity,
+                    count: count.saturating_add(1),
+                });
+                set_history(&tx, &intent.key, history)?;
+            }
+            tx.execute("delete from intents", [])?;
+            tx.commit()
+        };
+        write().map_err(JournalError::Write)?;
+        Ok(dead)
+    }
+
+    fn dead_intents(&self) -> rusqlite::Result<Vec<Intent>> {
+        let mut statement = self
+            .db
+            .prepare("select app, service, step, candidate from intents order by id")?;
+        let rows = statement.query_map([], |row| {
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, String>(2)?,
+                row.get::<_, Option<String>>(3)?,
+            ))
+        })?;
+        let mut intents = Vec::new();
+        for row in rows {
+            let (app, service, step, candidate) = row?;
+            if let Some((app, service)) = app.parse().ok().zip(service.parse().ok()) {
+                intents.push(Intent {
+                    key: ServiceKey { app, service },
+                    step,
+                    candidate: candidate.and_then(|json| serde_json::from_str(&json).ok()),
+                });
+            }
+        }
+        Ok(intents)
+    }
+
+    /// The next report's number: larger than every one before it, also after a crash.
+    pub fn next_sequence(&self) -> Result<u64, JournalError> {
+        let (mut next, mut end) = self.sequence.get();
+        if next >= end {
+            let begin: i64 = self
+                .db
+                .query_row(
+                    "insert into meta (key, value) values ('sequence', ?1)
+                     on conflict (key) do update set value = value + ?1
+                     returning value",
+                    [whole(SEQUENCE_BLOCK)],
+                    |row| row.get(0),
+                )
+                .map_err(JournalError::Write)?;
+            end = begin.try_into().unwrap_or(u64::MAX);
+            next = end.saturating_sub(SEQUENCE_BLOCK) + 1;
+            end = end.saturating_add(1);
+        }
+        self.sequence.set((next + 1, end));
+        Ok(next)
+    }
+}
+
+fn apply(db: &Connection, key: &ServiceKey, change: &Change) -> rusqlite::Result<()> {
+    match change {
+        Change::None => Ok(()),
+        Change::Set(history) => set_history(db, key, history),
+        Change::Forget => db
+            .execute(
+                "delete from services where app = ?1 and service = ?2",
+                [key.app.as_str(), key.service.as_str()],
+            )
+            .map(drop),
+    }
+}
+
+fn set_history(
+    db: &Connection,
+    key: &ServiceKey,
+    history: &ServiceHistory,
+) -> rusqlite::Result<()> {
+    db.execute(
+        "insert into services (app, service, history) values (?1, ?2, ?3)
+         on conflict (app, service) do update set history = excluded.history",
+        params![key.app.as_str(), key.service.as_str(), json(history)],
+    )
+    .map(drop)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("histories and identities are plain data")
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! Owns the journal's tables, its settings, and what to do with a damaged file.
+
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::JournalError;
+
+/// The format that this agent writes.
+const FORMAT: i64 = 1;
+
+const TABLES: &str = "
+create table meta (key text primary key, value integer not null) without rowid;
+create table target (
+    id integer primary key check (id = 1),
+    body blob not null,
+    etag text,
+    generation integer not null,
+    received_at integer not null
+);
+create table services (
+    app text not null,
+    service text not null,
+    history text not null,
+    primary key (app, service)
+) without rowid;
+create table intents (
+    id integer primary key,
+    app text not null,
+    service text not null,
+    step text not null,
+    candidate text,
+    begun_at integer not null
+);
+";
+
+/// Settings of every connection that writes.
+pub(super) fn prepare(db: &Connection) -> rusqlite::Result<()> {
+    // FULL: an intent is on the disk before its effect begins. The cache is small because the whole
+    // journal is: a few pages.
+    db.execute_batch(
+        "pragma journal_mode = wal;
+         pragma synchronous = full;
+         pragma cache_size = -128;
+         pragma journal_size_limit = 262144;
+         pragma busy_timeout = 5000;",
+    )?;
+    let verdict: String = db.query_row("pragma quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    Err(rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+        Some(verdict),
+    ))
+}
+
+/// Settings of a connection that only reads.
+pub(super) fn read_only(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch("pragma busy_timeout = 5000; pragma query_only = on;")
+}
+
+/// Brings the file to this agent's format; a newer file is refused.
+pub(super) fn migrate(db: &Connection) -> Result<(), JournalError> {
+    let found: i64 = db
+        .query_row("pragma user_version", [], |row| row.get(0))
+        .map_err(JournalError::Read)?;
+    if found > FORMAT {
+        return Err(JournalError::Newer {
+            found,
+            known: FORMAT,
+        });
+    }
+    if found == FORMAT {
+        return Ok(());
+    }
+    let write = || -> rusqlite::Result<()> {
+        let tx = db.unchecked_transaction()?;
+        tx.execute_batch(TABLES)?;
+        tx.pragma_update(None, "user_version", FORMAT)?;
+        tx.commit()
+    };
+    write().map_err(JournalError::Write)
+}
+
+/// Whether an error says that the file is damaged, rather than busy, full or forbidden.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
+}
+
+/// Makes the file readable by its owner only before SQLite would make it readable by all.
+pub(super) fn make_private(path: &Path) -> std::io::Result<()> {
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+/// Moves a damaged file and its companions aside; the one from the time before is overwritten.
+pub(super) fn move_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = with(".damaged");
+    std::fs::rename(path, &aside)?;
+    for companion in ["-wal", "-shm"] {
+        match std::fs::remove_file(with(companion)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(aside)
+}

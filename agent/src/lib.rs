@@ -1,0 +1,23 @@
+//! The agent: keeps one device on exactly the container images its operator chose.
+//!
+//! Owns the effects: the container engine, HTTP, the disk, the clock. What to do is decided in
+//! `holdfast-plan`, which can do none of these.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod engine;
+pub mod enrolment;
+pub mod execute;
+pub mod fault;
+pub mod journal;
+pub mod lock;
+pub mod notify;
+pub mod observe;
+pub mod reconcile;
+pub mod retry;
+pub mod run;
+pub mod shared;
+pub mod system;
+pub mod telemetry;

@@ -1,0 +1,519 @@
+//! Owns the loop: observe → plan → journal the intent → run one step → journal the outcome → look again.
+//!
+//! Level-triggered: what woke it says *that* something changed, never *what*. Refuses to change
+//! anything that the journal could not write down first.
+
+mod failures;
+mod pulls;
+mod view;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use futures_util::StreamExt as _;
+use holdfast_plan::{
+    GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
+};
+use holdfast_proto::id::{DeviceId, ServiceKey};
+use tracing::Instrument as _;
+
+use crate::clock::{Clock, Randomness};
+use crate::engine::{Engine, EngineError, EngineInfo};
+use crate::execute::Execution;
+use crate::fault::chain;
+use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
+use crate::lock::LockError;
+use crate::notify::Notifier;
+use crate::observe::{FirstSeen, Subject, observe};
+use crate::retry::Backoff;
+use crate::shared::{Accepted, Shared};
+
+use failures::Failures;
+use pulls::Pulls;
+
+pub(crate) use view::{Sight, of as view};
+
+/// A full look at the engine at least this often: events may be lost, the list is the truth.
+const FULL_LOOK_MS: u64 = 30_000;
+/// An engine that is away is asked again from half a second up to five seconds apart: containers
+/// must be back within ten seconds of its return.
+const AWAY_MIN_MS: u64 = 500;
+const AWAY_MAX_MS: u64 = 5_000;
+/// The same step so often in a row, each time with success, changes nothing: it is slowed down.
+const MAX_REPEATS: u32 = 5;
+
+/// Notice: intents cannot be written, so nothing is changed.
+const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+
+/// How the loop behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How new containers are judged.
+    pub gate: GateRules,
+    /// When a pull is given up.
+    pub no_progress_ms: u64,
+}
+
+/// What the loop works with.
+pub struct Parts<'a, E, C, R> {
+    /// The engine.
+    pub engine: &'a E,
+    /// Time.
+    pub clock: &'a C,
+    /// Randomness.
+    pub random: &'a R,
+    /// Memory on disk.
+    pub journal: &'a Journal,
+    /// What other loops see.
+    pub shared: &'a Shared,
+    /// systemd.
+    pub notifier: &'a Notifier,
+    /// The device.
+    pub device: DeviceId,
+    /// How it behaves.
+    pub rules: Rules,
+    /// Called when the engine answers, before anything is looked at: another agent may work there.
+    pub claim: &'a dyn Fn(&EngineInfo) -> Result<(), LockError>,
+}
+
+/// What woke the loop, for the log.
+#[derive(Clone, Copy, Debug)]
+enum Reason {
+    Start,
+    Step,
+    Signal,
+    Timer,
+    Pull,
+}
+
+impl Reason {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Step => "step",
+            Self::Signal => "signal",
+            Self::Timer => "timer",
+            Self::Pull => "pull",
+        }
+    }
+}
+
+/// What to do after one pass.
+enum Next {
+    /// Give up: another agent works for this device.
+    Stop(LockError),
+    /// Look again at once: something was changed.
+    Again,
+    /// Wait for a signal, at most so long.
+    WaitMs(u64),
+}
+
+/// The loop with its memory.
+pub struct Reconciler<'a, E, C, R> {
+    parts: Parts<'a, E, C, R>,
+    info: Option<EngineInfo>,
+    away: Backoff,
+    histories: BTreeMap<ServiceKey, ServiceHistory>,
+    failures: Failures,
+    first_seen: FirstSeen,
+    pulls: Pulls<'a>,
+    repeated: (String, u32),
+    target: Option<Rc<Accepted>>,
+}
+
+impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
+    /// Takes up what the journal holds; intents of an agent that died are counted.
+    pub fn new(parts: Parts<'a, E, C, R>) -> Result<Self, JournalError> {
+        for dead in parts.journal.take_dead_intents()? {
+            tracing::warn!(
+                service.name = %dead.key, step = %dead.step,
+                "the agent died in the middle of a step; it goes on from what the engine shows"
+            );
+        }
+        let histories = parts.journal.histories()?;
+        Ok(Self {
+            info: None,
+            away: Backoff::new(AWAY_MIN_MS, AWAY_MAX_MS, parts.random.number()),
+            failures: Failures::new(parts.random.number()),
+            histories,
+            first_seen: FirstSeen::default(),
+            pulls: Pulls::default(),
+            repeated: (String::new(), 0),
+            target: None,
+            parts,
+        })
+    }
+
+    /// Reconciles until `shutdown` ends; a step that is running then is finished, a pull is dropped.
+    ///
+    /// Fails only when another agent works for the same device on the same engine.
+    pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), LockError> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut reason = Reason::Start;
+        loop {
+            self.parts.notifier.alive();
+            let span = tracing::info_span!("reconcile", reason = reason.word());
+            let next = self.pass().instrument(span).await;
+            let wait_ms = match next {
+                Next::Again => 0,
+                Next::WaitMs(wait_ms) => self.at_most_watchdog(wait_ms),
+                Next::Stop(error) => return Err(error),
+            };
+            let Parts { clock, shared, .. } = self.parts;
+            let pulling = !self.pulls.is_empty();
+            reason = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(done) = self.pulls.running.next(), if pulling => {
+                    self.after_pull(done);
+                    Reason::Pull
+                }
+                () = shared.reconcile.notified() => Reason::Signal,
+                () = clock.sleep_ms(wait_ms) => {
+                    if wait_ms == 0 { Reason::Step } else { Reason::Timer }
+                }
+            };
+        }
+        for (intent, key) in self.pulls.abort() {
+            self.finish(intent, &key, Change::None);
+        }
+        Ok(())
+    }
+
+    fn at_most_watchdog(&self, wait_ms: u64) -> u64 {
+        self.parts
+            .notifier
+            .alive_interval_ms()
+            .map_or(wait_ms, |limit| wait_ms.min(limit))
+    }
+
+    /// Looks, decides, and does the first step.
+    async fn pass(&mut self) -> Next {
+        match self.meet_engine().await {
+            Ok(Ok(())) => {}
+            Ok(Err(taken)) => return Next::Stop(taken),
+            Err(error) => return self.engine_away(&error),
+        }
+        let Some(accepted) = self
+            .parts
+            .shared
+            .target()
+            .filter(|accepted| accepted.target.generation > 0)
+        else {
+            self.publish(view::no_target(self.info.as_ref()));
+            return Next::WaitMs(FULL_LOOK_MS);
+        };
+        if self.target.as_ref() != Some(&accepted) {
+            // A new target is a new chance for everything that failed.
+            self.failures.clear();
+            self.target = Some(accepted.clone());
+        }
+        let history = self.history();
+        let observed = match self.look(&accepted, &history).await {
+            Ok(observed) => observed,
+            Err(error) => return self.engine_away(&error),
+        };
+        self.engine_back();
+        let now = self.parts.clock.now();
+        let plan = decide(&Situation {
+            target: &accepted.target,
+            observed: &observed,
+            history: &history,
+            gate: &self.parts.rules.gate,
+            now,
+        });
+        self.failures.keep_only_of(&plan);
+        self.publish(view::of(&view::Sight {
+            accepted: &accepted,
+            observed: &observed,
+            histories: &self.histories,
+            plan: &plan,
+            pulling: !self.pulls.is_empty(),
+            info: self.info.as_ref(),
+        }));
+        let begun = self.begin_pulls(&plan, &observed);
+        let inline = |step: &&Step| !matches!(step, Step::Pull { .. });
+        match plan.steps.iter().find(inline) {
+            Some(step) => self.step(step, &accepted, &observed).await,
+            None if begun => Next::Again,
+            None => {
+                self.repeated.1 = 0;
+                let until = plan.look_again.map(|at| at.since_ms(now).max(0));
+                let until = until.and_then(|ms| u64::try_from(ms).ok());
+                // One more millisecond: the end itself must lie behind the next look.
+                Next::WaitMs(until.map_or(FULL_LOOK_MS, |ms| (ms + 1).min(FULL_LOOK_MS)))
+            }
+        }
+    }
+
+    async fn meet_engine(&mut self) -> Result<Result<(), LockError>, EngineError> {
+        if self.info.is_none() {
+            let info = self.parts.engine.describe().await?;
+            if let Err(taken) = (self.parts.claim)(&info) {
+                return Ok(Err(taken));
+            }
+            tracing::info!(
+                engine.version = %info.version, engine.api_version = %info.api_version,
+                engine.store = info.store.word(), platform = %info.platform,
+                "the container engine answers"
+            );
+            self.info = Some(info);
+        }
+        Ok(Ok(()))
+    }
+
+    async fn look(
+        &mut self,
+        accepted: &Accepted,
+        history: &History,
+    ) -> Result<Observed, EngineError> {
+        let info = self.info.as_ref().ok_or_else(|| EngineError::Nonsense {
+            detail: "it was not asked yet".to_owned(),
+        })?;
+        let subject = Subject {
+            device: &self.parts.device,
+            info,
+            target: &accepted.target,
+            history,
+        };
+        let now_ms = self.parts.clock.monotonic_ms();
+        observe(self.parts.engine, &subject, &mut self.first_seen, now_ms).await
+    }
+
+    /// What is remembered, with the failures' times on the wall clock of this moment.
+    fn history(&self) -> History {
+        let (now, now_ms) = (self.parts.clock.now(), self.parts.clock.monotonic_ms());
+        History {
+            services: self.histories.clone(),
+            pulls: self.failures.pulls(now, now_ms),
+            steps: self.failures.steps(now, now_ms),
+        }
+    }
+
+    /// An engine that is away says nothing of any spec: nothing is judged or undone for it.
+    fn engine_away(&mut self, error: &EngineError) -> Next {
+        self.info = None;
+        let wait_ms = self.away.next_ms();
+        if self.away.failures() == 1 {
+            tracing::error!(error = %chain(error), "the container engine does not answer");
+        }
+        let accepted = self.parts.shared.target();
+        self.publish(view::engine_away(
+            accepted.as_deref(),
+            &self.parts.shared.view(),
+        ));
+        Next::WaitMs(wait_ms)
+    }
+
+    fn engine_back(&mut self) {
+        if self.away.failures() > 0 {
+            // What failed while it went away is tried again at once.
+            self.failures.clear();
+            self.away.reset();
+        }
+    }
+
+    fn publish(&self, view: crate::shared::View) {
+        if view.differs_from(&self.parts.shared.view()) {
+            self.parts.notifier.status(&view::sentence(&view));
+        }
+        self.parts.shared.publish(view);
+    }
+
+    /// Does one step: intent on the disk, effect, outcome on the disk.
+    async fn step(&mut self, step: &Step, accepted: &Accepted, observed: &Observed) -> Next {
+        let key = step.key().clone();
+        if let Some(wait) = self.slow_down(step) {
+            return wait;
+        }
+        let Parts {
+            engine,
+            clock,
+            journal,
+            notifier,
+            device,
+            ..
+        } = self.parts;
+        let mut execution = Execution {
+            engine,
+            device: &device,
+            target: &accepted.target,
+            observed,
+            history: self.histories.get(&key).cloned().unwrap_or_default(),
+            now: clock.now(),
+        };
+        let before = execution.before(step);
+        let intent = Intent {
+            key: key.clone(),
+            step: step.to_string(),
+            candidate: step.candidate(),
+        };
+        let id = match journal.begin(&intent, &before, clock.now()) {
+            Ok(id) => id,
+            Err(error) => return self.unwritable(&error),
+        };
+        if let Change::Set(history) = &before {
+            execution.history = (**history).clone();
+        }
+        self.remember(&key, before);
+        let begun_ms = clock.monotonic_ms();
+        let outcome = {
+            let mut work = std::pin::pin!(execution.run(step));
+            let mut done = Vec::new();
+            let tick_ms = notifier.alive_interval_ms().unwrap_or(FULL_LOOK_MS);
+            let outcome = loop {
+                let pulling = !self.pulls.is_empty();
+                tokio::select! {
+                    outcome = &mut work => break outcome,
+                    Some(pull) = self.pulls.running.next(), if pulling => done.push(pull),
+                    () = clock.sleep_ms(tick_ms) => notifier.alive(),
+                }
+            };
+            for pull in done {
+                self.after_pull(pull);
+            }
+            outcome
+        };
+        let duration_ms = clock.monotonic_ms().saturating_sub(begun_ms);
+        match outcome {
+            Ok(change) => {
+                tracing::info!(
+                    step = step.code(), service.name = %key.service, app.id = %key.app,
+                    generation = accepted.target.generation, duration_ms, "{step}"
+                );
+                self.failures.step_succeeded(&key, step.code());
+                self.finish(id, &key, change);
+            }
+            Err(error) => {
+                self.repeated.1 = 0;
+                let error_text = chain(&error);
+                let now_ms = clock.monotonic_ms();
+                let attempt = self
+                    .failures
+                    .step_failed(&key, step.code(), &error_text, now_ms);
+                tracing::error!(
+                    step = step.code(), service.name = %key.service, app.id = %key.app,
+                    generation = accepted.target.generation, attempt, duration_ms,
+                    error = %error_text, "failed: {step}"
+                );
+                self.finish(id, &key, Change::None);
+                if error.is_engine_away() {
+                    self.info = None;
+                }
+            }
+        }
+        Next::Again
+    }
+
+    /// A step that succeeds again and again without effect is treated as one that failed.
+    fn slow_down(&mut self, step: &Step) -> Option<Next> {
+        let text = step.to_string();
+        if self.repeated.0 == text {
+            self.repeated.1 += 1;
+        } else {
+            self.repeated = (text, 0);
+        }
+        if self.repeated.1 < MAX_REPEATS {
+            return None;
+        }
+        self.repeated.1 = 0;
+        let now_ms = self.parts.clock.monotonic_ms();
+        let why = "done several times without effect";
+        self.failures.step_failed(step.key(), "repeat", why, now_ms);
+        tracing::warn!(step = step.code(), "{step}: {why}");
+        Some(Next::Again)
+    }
+
+    fn unwritable(&mut self, error: &JournalError) -> Next {
+        let detail = chain(error);
+        tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
+        self.parts.shared.notice(JOURNAL_UNWRITABLE, &detail);
+        Next::WaitMs(AWAY_MAX_MS)
+    }
+
+    /// Writes an outcome down. The effect is there already: memory takes it even if the disk does not.
+    fn finish(&mut self, intent: IntentId, key: &ServiceKey, change: Change) {
+        match self.parts.journal.finish(intent, key, &change) {
+            Ok(()) => self.parts.shared.clear_notice(JOURNAL_UNWRITABLE),
+            Err(error) => {
+                let detail = chain(&error);
+                tracing::error!(error = %detail, "an outcome could not be written down");
+                self.parts.shared.notice(JOURNAL_UNWRITABLE, &detail);
+            }
+        }
+        self.remember(key, change);
+    }
+
+    fn remember(&mut self, key: &ServiceKey, change: Change) {
+        match change {
+            Change::None => {}
+            Change::Set(history) => {
+                self.histories.insert(key.clone(), *history);
+            }
+            Change::Forget => {
+                self.histories.remove(key);
+            }
+        }
+    }
+
+    /// Starts the pulls that the plan asks for and that do not run yet; whether one was started.
+    fn begin_pulls(&mut self, plan: &Plan, observed: &Observed) -> bool {
+        let mut begun = false;
+        for step in &plan.steps {
+            let Some(pull) = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules)
+            else {
+                continue;
+            };
+            if !self.pulls.has_room_for(&pull.image) {
+                continue;
+            }
+            let intent = Intent {
+                key: step.key().clone(),
+                step: step.to_string(),
+                candidate: None,
+            };
+            let now = self.parts.clock.now();
+            match self.parts.journal.begin(&intent, &Change::None, now) {
+                Ok(id) => {
+                    tracing::info!(
+                        step = step.code(), service.name = %intent.key.service,
+                        app.id = %intent.key.app, image.digest = %pull.image, "begun: {step}"
+                    );
+                    self.pulls.begin(self.parts.engine, pull, id, intent.key);
+                    begun = true;
+                }
+                Err(error) => {
+                    self.unwritable(&error);
+                    return false;
+                }
+            }
+        }
+        begun
+    }
+
+    fn after_pull(&mut self, done: pulls::Done) {
+        let Some((intent, key)) = self.pulls.take(&done.image) else {
+            return;
+        };
+        match done.outcome {
+            Ok(()) => {
+                tracing::info!(
+                    step = "pull", service.name = %key.service, app.id = %key.app,
+                    image.digest = %done.image, "pulled and verified {}", done.image
+                );
+                self.failures.pull_succeeded(&done.image);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                let now_ms = self.parts.clock.monotonic_ms();
+                let attempt = self.failures.pull_failed(&done.image, &text, now_ms);
+                tracing::error!(
+                    step = "pull", service.name = %key.service, app.id = %key.app,
+                    image.digest = %done.image, attempt, error = %text,
+                    "a pull failed; what runs goes on"
+                );
+            }
+        }
+        self.finish(intent, &key, Change::None);
+    }
+}

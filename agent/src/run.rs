@@ -1,0 +1,216 @@
+//! Owns the running agent: takes the locks, opens the memory, starts the loops side by side.
+//!
+//! One thread, one task: the loops share plain memory and are dropped together at the end.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use holdfast_plan::GateRules;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
+use crate::config::Settings;
+use crate::control::client::{Client, ClientError, Origin};
+use crate::control::poll::{self, Poller};
+use crate::control::report::Reporter;
+use crate::engine::docker::DockerEngine;
+use crate::engine::{Engine, EngineInfo};
+use crate::enrolment::{Enrolment, EnrolmentError, make_state_folder};
+use crate::fault::chain;
+use crate::journal::{Journal, JournalError};
+use crate::lock::{DeviceLock, FolderLock, LockError};
+use crate::notify::Notifier;
+use crate::reconcile::{Parts, Reconciler, Rules};
+use crate::retry::Backoff;
+use crate::shared::Shared;
+
+/// How often the agent may die over one spec before it gives that spec up (fault table, A03).
+pub const MAX_ATTEMPTS: u32 = 3;
+/// An event stream that ended is opened again from half a second up to five seconds later.
+const WATCH_MIN_MS: u64 = 500;
+const WATCH_MAX_MS: u64 = 5_000;
+/// Calls that hang must not keep a stopped agent alive: the loops get this long to end a step.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(85);
+
+/// The agent could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another agent is at work.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The device is not enrolled, or its enrolment is unreadable.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
+    /// The memory on disk cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The connection to the server cannot be set up.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The enrolment names no server that can be used.
+    #[error("the enrolment's server address cannot be used: {detail}; enrol again")]
+    Server {
+        /// Why.
+        detail: String,
+    },
+    /// The process cannot hear signals.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT; containers keep running.
+pub async fn run(settings: &Settings) -> Result<(), RunError> {
+    make_state_folder(&settings.state_dir)?;
+    let _folder = FolderLock::take(&settings.state_dir)?;
+    let enrolment = Enrolment::load(&settings.state_dir)?;
+    let opened = Journal::open(&settings.state_dir)?;
+    let journal = opened.journal;
+    let shared = Shared::new(poll::stored(&journal, &enrolment.uuid)?);
+    if let Some(aside) = opened.moved_aside {
+        let detail = format!(
+            "the journal was damaged, moved to {} and begun anew; containers are known by their labels",
+            aside.display()
+        );
+        tracing::error!("{detail}");
+        shared.notice("journal_rebuilt", &detail);
+    }
+    let client = client(settings, &enrolment)?;
+    let (clock, random) = (SystemClock::start(), SystemRandomness);
+    let notifier = Notifier::from_env();
+    let engine = DockerEngine::new(&settings.docker.socket);
+    let claimed = RefCell::new(None);
+    let claim = |info: &EngineInfo| {
+        let mut claimed = claimed.borrow_mut();
+        if claimed.is_none() {
+            *claimed = Some(DeviceLock::take(&enrolment.uuid, &info.id)?);
+        }
+        Ok(())
+    };
+    let mut reconciler = Reconciler::new(Parts {
+        engine: &engine,
+        clock: &clock,
+        random: &random,
+        journal: &journal,
+        shared: &shared,
+        notifier: &notifier,
+        device: enrolment.uuid,
+        rules: rules(settings),
+        claim: &claim,
+    })?;
+    let poller = Poller {
+        client: &client,
+        enrolment: &enrolment,
+        journal: &journal,
+        shared: &shared,
+        clock: &clock,
+        random: &random,
+        interval_ms: settings
+            .poll
+            .interval_seconds
+            .map(|seconds| 1_000 * seconds),
+    };
+    let reporter = Reporter {
+        client: &client,
+        enrolment: &enrolment,
+        journal: &journal,
+        shared: &shared,
+        clock: &clock,
+        random: &random,
+        heartbeat_ms: 1_000 * settings.report.heartbeat_seconds,
+    };
+    tracing::info!(
+        device.id = %enrolment.uuid, server = %client.origin(), version = env!("CARGO_PKG_VERSION"),
+        "the agent runs"
+    );
+    let ended = tokio::sync::Notify::new();
+    let mut stop = Signals::listen()?;
+    notifier.ready();
+    tokio::select! {
+        outcome = reconciler.run(ended.notified()) => outcome?,
+        () = poller.run() => {}
+        () = reporter.run() => {}
+        () = watch(&engine, &enrolment, &shared, &clock, &random) => {}
+        () = async {
+            let name = stop.next().await;
+            tracing::info!("{name} received: the running step is finished, containers stay");
+            notifier.stopping();
+            ended.notify_one();
+            tokio::time::sleep(SHUTDOWN_LIMIT).await;
+        } => tracing::warn!("a step did not end in time; it is taken up at the next start"),
+    }
+    tracing::info!("the agent ended");
+    Ok(())
+}
+
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        let listen = |kind| signal(kind).map_err(RunError::Signals);
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The gate and the bounds that the settings ask for.
+pub fn rules(settings: &Settings) -> Rules {
+    Rules {
+        gate: GateRules {
+            stable_ms: 1_000 * settings.gate.stable_seconds,
+            healthy_timeout_ms: 1_000 * settings.gate.healthy_timeout_seconds,
+            max_attempts: MAX_ATTEMPTS,
+        },
+        no_progress_ms: 1_000 * settings.pull.no_progress_seconds,
+    }
+}
+
+fn client(settings: &Settings, enrolment: &Enrolment) -> Result<Client, RunError> {
+    let origin = Origin::parse(&enrolment.api_url).map_err(|detail| RunError::Server { detail })?;
+    if let Some(configured) = settings.api.url.as_ref().filter(|url| **url != origin) {
+        tracing::warn!(
+            server = %origin, configured = %configured,
+            "the configuration names another server than the one that enrolled this device; \
+             its token is sent to that one only: enrol again to move"
+        );
+    }
+    if origin.is_readable_on_the_way() {
+        tracing::warn!(server = %origin, "the connection is not encrypted: use https");
+    }
+    Ok(Client::new(origin, settings.api.ca_file.as_deref())?)
+}
+
+/// Wakes the reconcile loop on container events; a stream that ends is opened again.
+async fn watch<E: Engine, C: Clock, R: Randomness>(
+    engine: &E,
+    enrolment: &Enrolment,
+    shared: &Shared,
+    clock: &C,
+    random: &R,
+) {
+    let mut backoff = Backoff::new(WATCH_MIN_MS, WATCH_MAX_MS, random.number());
+    loop {
+        let begun_ms = clock.monotonic_ms();
+        let nudge = || shared.reconcile.notify_one();
+        if let Err(error) = engine.watch(&enrolment.uuid, nudge).await {
+            tracing::debug!(error = %chain(&error), "the engine's events ended");
+        }
+        if clock.monotonic_ms().saturating_sub(begun_ms) > WATCH_MAX_MS {
+            backoff.reset();
+            // Whatever happened while nobody listened is seen by looking.
+            shared.reconcile.notify_one();
+        }
+        clock.sleep_ms(backoff.next_ms()).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! Owns what the loops of one agent show each other: the target, the view of the device, wake-ups.
+//!
+//! Every slot holds the newest value only: nothing queues, so nothing grows.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use holdfast_proto::current::{AppReport, EngineReport, HoldReport, UpdateStatus};
+use holdfast_proto::id::AppId;
+use holdfast_proto::image::Platform;
+use holdfast_proto::target::TargetState;
+use tokio::sync::Notify;
+
+/// A target that was accepted and is on the disk.
+#[derive(Debug, PartialEq)]
+pub struct Accepted {
+    /// The target.
+    pub target: TargetState,
+    /// Its entity tag.
+    pub etag: Option<String>,
+}
+
+/// What the reconcile loop saw and decided last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// Generation of the target it is about.
+    pub generation: u64,
+    /// Entity tag of that target.
+    pub etag: Option<String>,
+    /// How far the device is.
+    pub status: UpdateStatus,
+    /// The services as the engine runs them.
+    pub apps: BTreeMap<AppId, AppReport>,
+    /// The next steps in words.
+    pub steps: Vec<String>,
+    /// What is not done and why.
+    pub holds: Vec<HoldReport>,
+    /// The engine's account of itself.
+    pub engine: Option<EngineReport>,
+    /// The device's platform and where its engine keeps images, once the engine told.
+    pub machine: Option<(Platform, PathBuf)>,
+}
+
+impl View {
+    /// The view before anything was looked at.
+    pub fn unknown() -> Self {
+        Self {
+            generation: 0,
+            etag: None,
+            status: UpdateStatus::NoTarget,
+            apps: BTreeMap::new(),
+            steps: Vec::new(),
+            holds: Vec::new(),
+            engine: None,
+            machine: None,
+        }
+    }
+
+    /// Whether a reader of reports would see a difference: times inside texts do not count.
+    pub fn differs_from(&self, other: &Self) -> bool {
+        let holds = |view: &Self| -> Vec<(String, Option<String>)> {
+            let of = |hold: &HoldReport| (hold.code.clone(), hold.service.clone());
+            view.holds.iter().map(of).collect()
+        };
+        self.generation != other.generation
+            || self.etag != other.etag
+            || self.status != other.status
+            || self.apps != other.apps
+            || self.steps != other.steps
+            || self.engine != other.engine
+            || holds(self) != holds(other)
+    }
+}
+
+/// What the loops share.
+pub struct Shared {
+    target: RefCell<Option<Rc<Accepted>>>,
+    view: RefCell<Rc<View>>,
+    notices: RefCell<BTreeMap<&'static str, String>>,
+    /// Wakes the reconcile loop.
+    pub reconcile: Notify,
+    /// Wakes the report loop.
+    pub report: Notify,
+}
+
+impl Shared {
+    /// Begins with the target from the disk, if there is one.
+    pub fn new(target: Option<Accepted>) -> Self {
+        Self {
+            target: RefCell::new(target.map(Rc::new)),
+            view: RefCell::new(Rc::new(View::unknown())),
+            notices: RefCell::default(),
+            reconcile: Notify::new(),
+            report: Notify::new(),
+        }
+    }
+
+    /// The accepted target.
+    pub fn target(&self) -> Option<Rc<Accepted>> {
+        self.target.borrow().clone()
+    }
+
+    /// Announces a target that is on the disk already.
+    pub fn announce(&self, accepted: Accepted) {
+        *self.target.borrow_mut() = Some(Rc::new(accepted));
+        self.reconcile.notify_one();
+    }
+
+    /// The newest view.
+    pub fn view(&self) -> Rc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Publishes a view; a report follows if it differs.
+    pub fn publish(&self, view: View) {
+        let differs = view.differs_from(&self.view.borrow());
+        *self.view.borrow_mut() = Rc::new(view);
+        if differs {
+            self.report.notify_one();
+        }
+    }
+
+    /// Says something about the agent itself in every report until it is cleared.
+    pub fn notice(&self, code: &'static str, detail: &str) {
+        let before = self.notices.borrow_mut().insert(code, detail.to_owned());
+        if before.as_deref() != Some(detail) {
+            self.report.notify_one();
+        }
+    }
+
+    /// Ends a notice.
+    pub fn clear_notice(&self, code: &'static str) {
+        if self.notices.borrow_mut().remove(code).is_some() {
+            self.report.notify_one();
+        }
+    }
+
+    /// The notices as reports carry them.
+    pub fn notices(&self) -> Vec<HoldReport> {
+        let notices = self.notices.borrow();
+        let report = |(code, detail): (&&str, &String)| HoldReport {
+            code: (*code).to_owned(),
+            service: None,
+            detail: detail.clone(),
+        };
+        notices.iter().map(report).collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! Owns the machine's figures for reports; sysinfo is named only here.
+
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::current::SystemReport;
+use holdfast_proto::image::Platform;
+use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
+
+/// Reads the machine's figures; processor use is measured between two readings.
+pub struct Machine {
+    system: System,
+    root: PathBuf,
+}
+
+impl Machine {
+    /// A reader; `root` is the folder whose file system counts (where the engine keeps images).
+    ///
+    /// None where the machine does not tell (no /proc): reports then come without figures.
+    pub fn new(root: &Path) -> Option<Self> {
+        let system = System::new_with_specifics(RefreshKind::nothing()).ok()?;
+        Some(Self {
+            system,
+            root: root.to_owned(),
+        })
+    }
+
+    /// The figures now.
+    pub fn read(&mut self, platform: &Platform) -> SystemReport {
+        self.system
+            .refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        self.system
+            .refresh_cpu_specifics(CpuRefreshKind::nothing().with_usage());
+        let (disk_free_bytes, disk_total_bytes) = disk(&self.root);
+        let cpu = self.system.global_cpu_usage();
+        SystemReport {
+            platform: platform.clone(),
+            cpu_percent: if cpu.is_finite() { cpu } else { 0.0 },
+            memory_used_bytes: self.system.used_memory(),
+            memory_total_bytes: self.system.total_memory(),
+            disk_free_bytes,
+            disk_total_bytes,
+            uptime_seconds: System::uptime().unwrap_or(0),
+        }
+    }
+}
+
+/// Free and total bytes of the file system that holds `path`: the deepest mount above it.
+fn disk(path: &Path) -> (u64, u64) {
+    let kind = DiskRefreshKind::nothing().with_storage();
+    let Ok(disks) = Disks::new_with_refreshed_list_specifics(kind) else {
+        return (0, 0);
+    };
+    disks
+        .iter()
+        .filter(|disk| path.starts_with(disk.mount_point()))
+        .max_by_key(|disk| disk.mount_point().as_os_str().len())
+        .map_or((0, 0), |disk| (disk.available_space(), disk.total_space()))
+}
+
+/// The platform of this machine by the agent's own build, for when no engine answers.
+pub fn own_platform() -> Platform {
+    Platform::new(std::env::consts::OS, std::env::consts::ARCH, None)
+}
+
+/// The machine's name.
+pub fn host_name() -> Option<String> {
+    System::host_name().ok().filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_figures_that_make_sense() {
+        let mut machine = Machine::new(Path::new("/")).unwrap();
+        let report = machine.read(&own_platform());
+        assert!(report.memory_total_bytes >= report.memory_used_bytes);
+        assert!(report.memory_total_bytes > 0);
+        assert!(report.uptime_seconds > 0);
+        assert!((0.0..=100.0).contains(&report.cpu_percent));
+    }
+}
