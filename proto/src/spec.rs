@@ -195,6 +195,16 @@ pub struct ServiceSpec {
     pub extensions: BTreeMap<String, serde_json::Value>,
 }
 
+impl ServiceSpec {
+    /// The restart policy that is meant: without one, `always`.
+    ///
+    /// Compose's own default is `no`; a fleet's device must come back after a power cut, and
+    /// `unless-stopped` does not after the engine was killed (measured: an engine killed with SIGKILL leaves it down).
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.restart.unwrap_or(RestartPolicy::Always)
+    }
+}
+
 fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
     values::one_or_many(deserializer)?
         .iter()

@@ -121,12 +121,12 @@ async fn comes_back_after(make: impl FnOnce(&str) -> Image, reason: &str) -> any
     device
         .agent
         .process()?
-        .wait_for_log_since(mark, &["not modified"], CONVERGES_WITHIN)
+        .wait_for_log_since(mark, &["the target has not changed"], CONVERGES_WITHIN)
         .await?;
     device
         .agent
         .process()?
-        .wait_for_log_since(mark, &["not modified"], CONVERGES_WITHIN)
+        .wait_for_log_since(mark, &["the target has not changed"], CONVERGES_WITHIN)
         .await?;
     assert_eq!(device.tap.mutations(), []);
 
@@ -220,7 +220,7 @@ async fn without_api_and_registry_a_restarted_agent_keeps_and_restores() -> anyh
     site.api.process().kill9();
     site.registry.stop();
     device.agent.run()?;
-    let offline = "the API cannot be reached";
+    let offline = "asking for the target failed";
     device
         .agent
         .process()?
@@ -260,7 +260,7 @@ async fn a_converged_device_leaves_the_engine_alone() -> anyhow::Result<()> {
     let mut mark = agent.mark();
     for _ in 0..3 {
         agent
-            .wait_for_log_since(mark, &["not modified"], CONVERGES_WITHIN)
+            .wait_for_log_since(mark, &["the target has not changed"], CONVERGES_WITHIN)
             .await?;
         mark = agent.mark();
     }

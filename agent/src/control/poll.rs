@@ -212,6 +212,7 @@ impl<C: Clock, R: Randomness> Poller<'_, C, R> {
         } = answer;
         asked.server_interval_ms = interval_seconds.map(|seconds| seconds.saturating_mul(1_000));
         let StateAnswer::Target { body, etag } = state else {
+            tracing::debug!("the target has not changed");
             return Ok(Polled::Same);
         };
         let generation = accepted.as_ref().map(|accepted| accepted.target.generation);

@@ -46,7 +46,7 @@ pub struct OwnLabels {
 
 /// The labels of a container to make.
 pub fn write(new: &NewContainer<'_>, identity: &Identity) -> HashMap<String, String> {
-    let restart = new.service.config.restart.unwrap_or_default();
+    let restart = new.service.config.restart_policy();
     [
         (MANAGED, "true".to_owned()),
         (DEVICE, new.device.to_string()),

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::error::RegistryError;
 
-/// All four at once: a registry asked for fewer answers with something else (3-contract, section 3).
+/// All four at once: a registry asked for fewer answers with something else.
 pub(crate) const ACCEPT_MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \

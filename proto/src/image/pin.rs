@@ -84,7 +84,7 @@ pub struct Resolution {
 pub struct Expected {
     /// The platform's manifest.
     pub manifest_digest: ManifestDigest,
-    /// The image configuration: decides whether two images are the same (3-contract, section 3).
+    /// The image configuration: decides whether two images are the same.
     pub config_digest: ConfigDigest,
     /// Bytes to fetch at most.
     pub size_bytes: u64,

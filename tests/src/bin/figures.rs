@@ -247,7 +247,7 @@ async fn footprint(table: &mut String) -> anyhow::Result<()> {
     for _ in 0..IDLE_POLLS {
         let mark = agent.mark();
         agent
-            .wait_for_log_since(mark, &["not modified"], STEP_WITHIN)
+            .wait_for_log_since(mark, &["the target has not changed"], STEP_WITHIN)
             .await?;
     }
     let pss = pss_kb(agent.pid())?;
