@@ -6,8 +6,10 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+TEST := $(if $(NEXTEST),$(CARGO) nextest run --workspace,$(CARGO) test --workspace --no-fail-fast)
+TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test lint fmt bench openapi setup
+.PHONY: help demo test lint fmt bench release openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,15 +18,13 @@ setup: ## Install what demo and test need (Debian packages, by name)
 	@tests/setup.sh
 
 demo: setup ## Show the main job on a real engine and registry (DEMO_ONCE=1 ends by itself)
-	@$(CARGO) build --quiet --release -p holdfast-agent -p holdfast-api
-	@$(CARGO) build --quiet -p holdfast-tests --bins
-	@HOLDFAST_BIN_DIR="$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release" \
-	  $(CARGO) run --quiet -p holdfast-tests --bin demo
+	@echo "building …"
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
+	@$(CARGO) run --quiet -p holdfast-tests --bin demo
 
 test: setup ## Run every test: units, store on both databases, real engine, registry and PostgreSQL
-	@$(CARGO) build --quiet --workspace --bins
-	@$(CARGO) run --quiet -p holdfast-tests --bin lab -- run \
-	  $(if $(NEXTEST),$(CARGO) nextest run --workspace,$(CARGO) test --workspace --no-fail-fast)
+	@$(TEST) --no-run
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run $(TEST)
 	@$(CARGO) test --quiet --workspace --doc
 
 lint: ## Check formatting, clippy, dependencies and the API document
@@ -42,7 +42,12 @@ openapi: ## Write proto/openapi/control-api.json anew from the handlers
 	@$(CARGO) run --quiet -p holdfast-api -- openapi > proto/openapi/control-api.json.new
 	@mv proto/openapi/control-api.json.new proto/openapi/control-api.json
 
-bench: setup ## Measure swap, roll back, memory and size; writes docs/figures.md
-	@$(CARGO) build --quiet --release -p holdfast-agent -p holdfast-api
-	@HOLDFAST_BIN_DIR="$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release" \
-	  $(CARGO) run --quiet -p holdfast-tests --bin figures
+release: ## Build the programs as they are shipped, into target/dist
+	@$(CARGO) build --quiet --release -p holdfast-agent
+	@$(CARGO) build --quiet --profile server -p holdfast-api
+	@mkdir -p "$(TARGET)/dist"
+	@cp "$(TARGET)/release/holdfast-agent" "$(TARGET)/server/holdfast-api" "$(TARGET)/dist/"
+	@ls -l "$(TARGET)/dist"
+
+bench: setup release ## Measure swaps, roll backs, memory and size; writes docs/figures.md
+	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin figures

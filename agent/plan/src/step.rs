@@ -255,7 +255,7 @@ impl Step {
 /// A pinned name with the digest cut to what people compare.
 pub(crate) fn short_image(image: &str) -> String {
     match image.split_once("@sha256:") {
-        Some((name, hex)) => format!("{name}@{}", hex.chars().take(12).collect::<String>()),
+        Some((name, hex)) => format!("{name}@sha256:{}", hex.chars().take(12).collect::<String>()),
         None => image.to_owned(),
     }
 }
