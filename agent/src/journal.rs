@@ -339,6 +339,15 @@ impl Journal {
         Ok(intents)
     }
 
+    /// A name that no other journal has: a damaged and replaced one counts its reports anew.
+    pub fn name(&self) -> Result<String, JournalError> {
+        let read = "select value from meta where key = 'name'";
+        let number = self.db.query_row(read, [], |row| row.get::<_, i64>(0));
+        number
+            .map(|number| format!("{number:016x}"))
+            .map_err(JournalError::Read)
+    }
+
     /// The next report's number: larger than every one before it, also after a crash.
     pub fn next_sequence(&self) -> Result<u64, JournalError> {
         let (mut next, mut end) = self.sequence.get();

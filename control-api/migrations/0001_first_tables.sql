@@ -46,6 +46,7 @@ create index target_references_by_image on target_references (registry, reposito
 
 create table reports (
     device_id ROW_KEY references devices (id) on delete cascade,
+    journal text not null,
     sequence bigint not null,
     generation bigint not null,
     status text not null,

@@ -32,6 +32,10 @@ pub enum UpdateStatus {
 pub struct CurrentState {
     /// Counts the device's reports; a smaller number than the last one seen is an old report.
     pub sequence: u64,
+    /// Names the journal that the number was counted in: an agent that lost its journal starts
+    /// another one, and numbers of two journals are not compared.
+    #[serde(default)]
+    pub journal: String,
     /// Version of the agent.
     pub agent_version: String,
     /// Generation of the target that this report is about; 0 before the first.

@@ -210,7 +210,10 @@ fn readable(text: &str) -> String {
     for spec in ["A", "B", "C"] {
         let image = service("any", spec).image_name;
         let (name, hex) = image.split_once("@sha256:").expect("pinned");
-        text = text.replace(&format!("{name}@sha256:{}", &hex[..12]), &format!("image {spec}"));
+        text = text.replace(
+            &format!("{name}@sha256:{}", &hex[..12]),
+            &format!("image {spec}"),
+        );
     }
     text
 }

@@ -64,17 +64,21 @@ impl<C: Clock, R: Randomness> Reporter<'_, C, R> {
 
     /// Tells once.
     pub async fn once(&self, machine: &mut Option<Machine>) -> Result<(), ClientError> {
-        let Ok(sequence) = self.journal.next_sequence() else {
+        let number = self
+            .journal
+            .next_sequence()
+            .and_then(|sequence| Ok((sequence, self.journal.name()?)));
+        let Ok((sequence, journal)) = number else {
             // Without a number that only grows a report could hide a newer one.
             tracing::error!("the journal gives no report number; nothing is reported");
             return Ok(());
         };
-        let state = self.state(sequence, machine);
+        let state = self.state(sequence, journal, machine);
         let Enrolment { uuid, token, .. } = self.enrolment;
         self.client.report(uuid, token, &state).await
     }
 
-    fn state(&self, sequence: u64, machine: &mut Option<Machine>) -> CurrentState {
+    fn state(&self, sequence: u64, journal: String, machine: &mut Option<Machine>) -> CurrentState {
         let view = self.shared.view();
         let system: Option<SystemReport> = view.machine.as_ref().and_then(|(platform, root)| {
             if machine.is_none() {
@@ -86,6 +90,7 @@ impl<C: Clock, R: Randomness> Reporter<'_, C, R> {
         holds.extend(self.shared.notices());
         CurrentState {
             sequence,
+            journal,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: view.generation,
             target_etag: view.etag.clone(),

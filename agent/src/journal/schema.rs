@@ -12,6 +12,7 @@ const FORMAT: i64 = 1;
 
 const TABLES: &str = "
 create table meta (key text primary key, value integer not null) without rowid;
+insert into meta (key, value) values ('name', abs(random() / 2));
 create table target (
     id integer primary key check (id = 1),
     body blob not null,

@@ -10,6 +10,8 @@ use crate::params;
 pub struct Report {
     /// The device's own counter of reports.
     pub sequence: u64,
+    /// The journal it was counted in.
+    pub journal: String,
     /// The generation the device had accepted.
     pub generation: u64,
     /// How far the device is, in the word of the wire.
@@ -27,19 +29,21 @@ fn bounded(value: u64) -> i64 {
 /// Stores the report unless a newer one is there already; says whether it was stored.
 pub fn put(tx: &mut Tx<'_>, device_id: i64, report: &Report) -> Result<bool, StoreError> {
     let changed = tx.execute(
-        "insert into reports (device_id, sequence, generation, status, body, received_at)
-         values ($1, $2, $3, $4, $5, $6)
+        "insert into reports (device_id, sequence, generation, status, body, received_at, journal)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (device_id) do update set
             sequence = excluded.sequence, generation = excluded.generation,
-            status = excluded.status, body = excluded.body, received_at = excluded.received_at
-         where reports.sequence < excluded.sequence",
+            status = excluded.status, body = excluded.body, received_at = excluded.received_at,
+            journal = excluded.journal
+         where reports.sequence < excluded.sequence or reports.journal <> excluded.journal",
         params![
             device_id,
             bounded(report.sequence),
             bounded(report.generation),
             &report.status,
             &report.body,
-            report.received_at
+            report.received_at,
+            &report.journal
         ],
     )?;
     Ok(changed > 0)
@@ -57,7 +61,7 @@ pub fn clear(tx: &mut Tx<'_>, device_id: i64) -> Result<(), StoreError> {
 /// The device's last report.
 pub fn find(tx: &mut Tx<'_>, device_id: i64) -> Result<Option<Report>, StoreError> {
     tx.query_opt(
-        "select sequence, generation, status, body, received_at from reports where device_id = $1",
+        "select sequence, generation, status, body, received_at, journal from reports where device_id = $1",
         params![device_id],
     )?
     .map(|row| {
@@ -67,6 +71,7 @@ pub fn find(tx: &mut Tx<'_>, device_id: i64) -> Result<Option<Report>, StoreErro
             status: row.text(2)?.to_owned(),
             body: row.text(3)?.to_owned(),
             received_at: row.time(4)?,
+            journal: row.text(5)?.to_owned(),
         })
     })
     .transpose()

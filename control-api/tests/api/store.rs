@@ -275,16 +275,18 @@ async fn a_target_never_goes_back_a_generation(place: Place) {
 async fn an_older_report_does_not_replace_a_newer_one(place: Place) {
     let store = open(&place).await;
     let row = enrol(&store, 1).await;
-    let report = |sequence: u64| Report {
+    let report = |sequence: u64, journal: &str| Report {
         sequence,
+        journal: journal.to_owned(),
         generation: sequence * 10,
         status: "converged".into(),
         body: format!("{{\"n\":{sequence}}}"),
         received_at: at(1),
     };
     let mut stored = Vec::new();
-    for sequence in [2, 1, 2, 3] {
-        let report = report(sequence);
+    // The last one comes from an agent that lost its journal and counts anew.
+    for (sequence, journal) in [(2, "a"), (1, "a"), (2, "a"), (3, "a"), (1, "b")] {
+        let report = report(sequence, journal);
         stored.push(
             store
                 .transact(move |tx| reports::put(tx, row, &report))
@@ -292,9 +294,9 @@ async fn an_older_report_does_not_replace_a_newer_one(place: Place) {
                 .unwrap(),
         );
     }
-    assert_eq!(stored, [true, false, false, true]);
+    assert_eq!(stored, [true, false, false, true, true]);
     let found = store.read(move |tx| reports::find(tx, row)).await.unwrap();
-    assert_eq!(found, Some(report(3)));
+    assert_eq!(found, Some(report(1, "b")));
 }
 
 fn image(top: TopDigest) -> ResolvedImage {

@@ -15,6 +15,8 @@ use crate::targeting;
 
 /// The largest generation or sequence taken: every JSON reader can hold it exactly.
 const LARGEST_COUNTER: u64 = (1 << 53) - 1;
+/// Longest name of a journal that is kept: agents use 32 hex digits.
+const LONGEST_JOURNAL: usize = 64;
 /// Longest version text that is kept.
 const LONGEST_VERSION: usize = 64;
 
@@ -55,6 +57,7 @@ pub async fn report(
     let version: String = state.agent_version.chars().take(LONGEST_VERSION).collect();
     let report = reports::Report {
         sequence: state.sequence,
+        journal: state.journal.chars().take(LONGEST_JOURNAL).collect(),
         generation: state.generation,
         status,
         body: json("report", &state)?,
