@@ -123,8 +123,10 @@ pub fn load(
         None => Value::Mapping(Mapping::new()),
     };
     for (name, text) in env {
+        // `HOLDFAST_API__URL` is the agent's: both programs may run on one machine.
         if let Some(key) = name.strip_prefix(ENV_PREFIX)
             && name != ENV_CONFIG
+            && !key.starts_with('_')
         {
             overlay(&mut document, &name, key, &text)?;
         }

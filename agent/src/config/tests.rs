@@ -1,3 +1,5 @@
+//! Facts about the settings.
+
 use super::*;
 
 fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {

@@ -1,3 +1,5 @@
+//! Facts about the journal.
+
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::image::{ConfigDigest, Digest};
 use holdfast_proto::spec::ServiceSpec;

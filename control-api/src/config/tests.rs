@@ -49,6 +49,7 @@ fn the_environment_overrides_the_file() {
                 "[{host: 'localhost:5000', plain_http: true}]",
             ),
             ("HOLDFAST_API_CONFIG", "ignored"),
+            ("HOLDFAST_API__URL", "the agent's"),
             ("PATH", "/bin"),
         ]),
     )

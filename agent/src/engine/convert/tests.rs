@@ -1,3 +1,5 @@
+//! Facts about the translation into create calls.
+
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::target::{ServiceTarget, TargetState};
 use serde_json::{Value, json};

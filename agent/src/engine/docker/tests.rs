@@ -1,3 +1,5 @@
+//! Facts about reading what an engine answers.
+
 use bollard::models::ProgressDetail;
 
 use super::*;

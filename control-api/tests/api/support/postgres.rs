@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const KEEPER: &str = r#"
 PATH=$PATH:$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 command -v initdb >/dev/null || { echo 'initdb is missing: apt-get install postgresql'; exit 1; }
-dir=$(mktemp -d /tmp/holdfast-pg.XXXXXX)
+dir=$(mktemp -d --suffix=.holdfast-pg)
 user=postgres; id -u $user >/dev/null 2>&1 || user=nobody
 as() {
     if [ "$(id -u)" = 0 ]; then
