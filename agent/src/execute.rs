@@ -46,6 +46,7 @@ impl<E: Engine> Execution<'_, E> {
             | Step::Commit { .. }
             | Step::Reject { .. }
             | Step::Remove { .. }
+            | Step::Pardon { .. }
             | Step::Forget { .. } => Change::None,
         }
     }
@@ -92,6 +93,11 @@ impl<E: Engine> Execution<'_, E> {
                 ..
             } => Ok(self.rejected(*identity, image, reason.to_string())),
             Step::Remove { container, .. } => self.remove(container).await,
+            Step::Pardon { .. } => {
+                let mut history = self.history.clone();
+                history.rejected = None;
+                Ok(changed(&self.history, history))
+            }
             Step::Forget { .. } => Ok(Change::Forget),
         }
     }

@@ -130,6 +130,28 @@ async fn comes_back_after(make: impl FnOnce(&str) -> Image, reason: &str) -> any
         .await?;
     assert_eq!(device.tap.mutations(), []);
 
+    // Naming the good one and then the bad one again is a new wish: it is tried, and fails, again.
+    let one = Image::healthy_web(&repository, "one")
+        .push(&site.registry, "1")
+        .await?;
+    site.converge(&device, &web(&one, port)).await?;
+    device.tap.forget();
+    let stored = site.set(&device.uuid, &web(&bad, port)).await?;
+    site.wait_for_status(&device.uuid, &stored["generation"], "holding")
+        .await;
+    wait_for(
+        "the bad one to be tried again",
+        CONVERGES_WITHIN,
+        async || {
+            device
+                .tap
+                .mutations()
+                .iter()
+                .any(|call| call.path.ends_with("/containers/create"))
+        },
+    )
+    .await;
+
     let good = Image::healthy_web(&repository, "three")
         .push(&site.registry, "3")
         .await?;

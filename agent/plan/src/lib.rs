@@ -108,7 +108,7 @@ fn leave(situation: &Situation<'_>, in_target: &BTreeSet<ServiceKey>, plan: &mut
 /// finishing what is begun, then beginning; long downloads last, they run in the background.
 fn urgency(step: &Step) -> u8 {
     match step {
-        Step::Reject { .. } => 0,
+        Step::Reject { .. } | Step::Pardon { .. } => 0,
         Step::Stop {
             why: StopReason::Rejected | StopReason::Superfluous,
             ..

@@ -33,6 +33,10 @@ pub(crate) fn plan(
         .iter()
         .filter(|container| container.key == *key)
         .collect();
+    let other_spec = history.rejects(service).is_none() && service.identity().is_some();
+    if history.rejected.is_some() && other_spec {
+        plan.steps.push(Step::Pardon { key: key.clone() });
+    }
     let view = View {
         situation,
         key,
@@ -259,6 +263,7 @@ impl<'a> View<'a> {
                 Step::Commit { .. }
                 | Step::Reject { .. }
                 | Step::Remove { .. }
+                | Step::Pardon { .. }
                 | Step::Forget { .. } => false,
             }));
     }

@@ -139,6 +139,12 @@ pub enum Step {
         /// What for.
         why: RemoveReason,
     },
+    /// Drop the memory of a rejection: the target names another spec now, so that naming the rejected
+    /// one again later tries it again.
+    Pardon {
+        /// The service.
+        key: ServiceKey,
+    },
     /// Forget a service that left the target and of which nothing is left.
     Forget {
         /// The service.
@@ -210,6 +216,7 @@ impl Step {
             | Self::Commit { key, .. }
             | Self::Reject { key, .. }
             | Self::Remove { key, .. }
+            | Self::Pardon { key }
             | Self::Forget { key } => key,
         }
     }
@@ -226,6 +233,7 @@ impl Step {
             Self::Commit { .. } => "commit",
             Self::Reject { .. } => "reject",
             Self::Remove { .. } => "remove",
+            Self::Pardon { .. } => "pardon",
             Self::Forget { .. } => "forget",
         }
     }
@@ -247,6 +255,7 @@ impl Step {
             | Self::Unpause { .. }
             | Self::Reject { .. }
             | Self::Remove { .. }
+            | Self::Pardon { .. }
             | Self::Forget { .. } => None,
         }
     }
@@ -322,6 +331,12 @@ impl fmt::Display for Step {
                 container,
                 why,
             } => write!(f, "{key}: remove {container}: {why}"),
+            Self::Pardon { key } => {
+                write!(
+                    f,
+                    "{key}: forget the rejection, the target names another spec"
+                )
+            }
             Self::Forget { key } => write!(f, "{key}: forget, nothing of it is left"),
         }
     }

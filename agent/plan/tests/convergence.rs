@@ -198,6 +198,9 @@ impl Model {
                     .containers
                     .retain(|other| other.id != container.id);
             }
+            Step::Pardon { key } => {
+                self.history.services.entry(key).or_default().rejected = None;
+            }
             Step::Forget { key } => {
                 self.history.services.remove(&key);
             }

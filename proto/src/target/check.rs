@@ -28,40 +28,55 @@ struct SeenApp<'a> {
     services: Vec<Seen<'a>>,
 }
 
+impl<'a> SeenApp<'a> {
+    fn new(
+        key: &'a AppId,
+        id: &'a AppId,
+        name: &'a str,
+        services: impl Iterator<Item = (&'a ServiceId, &'a ServiceName, &'a ServiceSpec)>,
+    ) -> Self {
+        let at = Pointer::default().member("apps").member(key);
+        let list = at.member("services");
+        let services = services
+            .enumerate()
+            .map(|(position, (id, name, spec))| Seen {
+                at: list.member(position),
+                id,
+                name,
+                spec,
+            })
+            .collect();
+        Self {
+            at,
+            key,
+            id,
+            name,
+            services,
+        }
+    }
+}
+
 /// Everything wrong with what a person sent.
 pub(super) fn input(input: &TargetInput) -> Vec<FieldError> {
     let apps = input.apps.iter().map(|(key, app)| {
-        let at = Pointer::default().member("apps").member(key);
-        let services = app
-            .services
-            .iter()
-            .enumerate()
-            .map(|(position, service)| Seen {
-                at: at.member("services").member(position),
-                id: &service.service_id,
-                name: &service.service_name,
-                spec: &service.config,
-            });
-        SeenApp {
-            key,
-            id: &app.app_id,
-            name: &app.app_name,
-            services: services.collect(),
-            at: at.clone(),
-        }
+        let services = app.services.iter();
+        let services = services.map(|one| (&one.service_id, &one.service_name, &one.config));
+        SeenApp::new(key, &app.app_id, &app.app_name, services)
     });
     let mut errors = check(&apps.collect::<Vec<_>>());
     for (key, app) in &input.apps {
+        let list = Pointer::default()
+            .member("apps")
+            .member(key)
+            .member("services");
         for (position, service) in app.services.iter().enumerate() {
             if let Err(detail) = service.reference() {
-                let at = Pointer::default()
-                    .member("apps")
-                    .member(key)
-                    .member("services");
-                let field = if service.image_name.is_some() || service.config.image.is_none() {
-                    at.member(position).member("imageName")
+                let at = list.member(position);
+                let only_in_config = service.image_name.is_none() && service.config.image.is_some();
+                let field = if only_in_config {
+                    at.member("config").member("image")
                 } else {
-                    at.member(position).member("config").member("image")
+                    at.member("imageName")
                 };
                 errors.push(field.error(detail));
             }
@@ -73,24 +88,9 @@ pub(super) fn input(input: &TargetInput) -> Vec<FieldError> {
 /// Everything wrong with what a server sent.
 pub(super) fn target(target: &TargetState) -> Vec<FieldError> {
     let apps = target.apps.iter().map(|(key, app)| {
-        let at = Pointer::default().member("apps").member(key);
-        let services = app
-            .services
-            .iter()
-            .enumerate()
-            .map(|(position, service)| Seen {
-                at: at.member("services").member(position),
-                id: &service.service_id,
-                name: &service.service_name,
-                spec: &service.config,
-            });
-        SeenApp {
-            key,
-            id: &app.app_id,
-            name: &app.app_name,
-            services: services.collect(),
-            at: at.clone(),
-        }
+        let services = app.services.iter();
+        let services = services.map(|one| (&one.service_id, &one.service_name, &one.config));
+        SeenApp::new(key, &app.app_id, &app.app_name, services)
     });
     check(&apps.collect::<Vec<_>>())
 }
