@@ -60,6 +60,24 @@ impl FromStr for Timestamp {
     }
 }
 
+/// Seconds to wait by a `Retry-After` field in either of its forms (RFC 9110, section 10.2.3).
+///
+/// A date is compared with the answer's own `Date` field and not with a clock: devices boot in 1970.
+pub fn retry_after_seconds(retry_after: &str, date: Option<&str>) -> Option<u64> {
+    let second = |text: &str| {
+        let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+        parser
+            .parse_timestamp(text.trim())
+            .ok()
+            .map(jiff::Timestamp::as_second)
+    };
+    if let Ok(seconds) = retry_after.trim().parse() {
+        return Some(seconds);
+    }
+    let (until, now) = second(retry_after).zip(date.and_then(second))?;
+    Some(u64::try_from(until.saturating_sub(now)).unwrap_or(0))
+}
+
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -83,6 +101,25 @@ mod tests {
         assert_eq!(instant.to_string(), "2026-11-21T05:40:00.123Z");
         assert_eq!("2026-11-21T05:40:00.123Z".parse(), Ok(instant));
         assert_eq!("2026-11-21T06:40:00.123+01:00".parse(), Ok(instant));
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
+        let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(retry_after_seconds("7", None), Some(7));
+        assert_eq!(
+            retry_after_seconds("Sun, 06 Nov 1994 08:50:07 GMT", date),
+            Some(30)
+        );
+        assert_eq!(
+            retry_after_seconds("Sun, 06 Nov 1994 08:00:00 GMT", date),
+            Some(0)
+        );
+        assert_eq!(
+            retry_after_seconds("Sun, 06 Nov 1994 08:50:07 GMT", None),
+            None
+        );
+        assert_eq!(retry_after_seconds("soon", date), None);
     }
 
     #[test]

@@ -9,8 +9,10 @@ use holdfast_proto::current::CurrentState;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::operator::{EnrolRequest, EnrolResponse};
 use holdfast_proto::problem::Problem;
+use holdfast_proto::time::retry_after_seconds;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
+    RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode, Url};
 use serde::Serialize;
@@ -350,7 +352,7 @@ async fn accepted(
     if status.is_success() || status == StatusCode::NOT_MODIFIED {
         return Ok(answer);
     }
-    let retry_after_ms = answer.headers().get(RETRY_AFTER).and_then(retry_after_ms);
+    let retry_after_ms = retry_after_ms(answer.headers());
     let body = read(what, answer, MAX_ANSWER_BYTES)
         .await
         .unwrap_or_default();
@@ -362,9 +364,10 @@ async fn accepted(
     })
 }
 
-/// `Retry-After` in seconds; its date form needs a right clock, which a device may lack.
-fn retry_after_ms(value: &HeaderValue) -> Option<u64> {
-    let seconds: u64 = value.to_str().ok()?.trim().parse().ok()?;
+/// How long the server wants peace, if it says.
+fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let seconds = retry_after_seconds(text(RETRY_AFTER)?, text(DATE))?;
     Some(seconds.min(MAX_RETRY_AFTER_SECONDS) * 1_000)
 }
 
@@ -439,7 +442,10 @@ mod tests {
 
     #[test]
     fn retry_after_is_obeyed_within_an_hour() {
-        let ms = |text| retry_after_ms(&HeaderValue::from_static(text));
+        let ms = |text| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            retry_after_ms(&headers)
+        };
         assert_eq!(ms("7"), Some(7_000));
         assert_eq!(ms("999999"), Some(3_600_000));
         assert_eq!(ms("soon"), None);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_proto::image::{Digest, Repository};
+use holdfast_proto::time::retry_after_seconds;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, IF_NONE_MATCH, LOCATION,
     RETRY_AFTER,
@@ -420,30 +421,10 @@ fn refusal(registry: &str, what: &str, response: &Response) -> Option<RegistryEr
     }
 }
 
-/// `Retry-After` in both of its forms (RFC 9110, section 10.2.3).
-///
-/// A date is compared with the answer's own `Date`, so that a wrong clock here does no harm.
+/// How long the registry wants peace, if it says.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .map(str::trim)
-    };
-    let written = text(RETRY_AFTER)?;
-    let instant = |text: &str| {
-        let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
-        parser
-            .parse_timestamp(text)
-            .ok()
-            .map(jiff::Timestamp::as_second)
-    };
-    let seconds = if let Ok(seconds) = written.parse::<u64>() {
-        seconds
-    } else {
-        let (until, now) = instant(written).zip(text(DATE).and_then(instant))?;
-        u64::try_from(until - now).unwrap_or(0)
-    };
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let seconds = retry_after_seconds(text(RETRY_AFTER)?, text(DATE))?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
@@ -463,40 +444,4 @@ fn broken(registry: &str, error: &reqwest::Error) -> RegistryError {
         None => "the request failed".to_owned(),
     };
     RegistryError::Unreachable { registry, reason }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn waits(pairs: &[(&'static str, &'static str)]) -> Option<u64> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.insert(*name, value.parse().unwrap());
-        }
-        retry_after(&headers).map(|wait| wait.as_secs())
-    }
-
-    #[test]
-    fn retry_after_is_read_as_seconds_and_as_a_date() {
-        assert_eq!(waits(&[("retry-after", "7")]), Some(7));
-        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
-        assert_eq!(
-            waits(&[
-                ("retry-after", "Sun, 06 Nov 1994 08:50:07 GMT"),
-                ("date", date)
-            ]),
-            Some(30)
-        );
-        assert_eq!(
-            waits(&[
-                ("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT"),
-                ("date", date)
-            ]),
-            Some(0)
-        );
-        assert_eq!(waits(&[("retry-after", "soon")]), None);
-        assert_eq!(waits(&[("retry-after", "99999999")]), Some(3_600));
-        assert_eq!(waits(&[]), None);
-    }
 }
