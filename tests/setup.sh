@@ -2,14 +2,18 @@
 # Installs what demo and tests need and the machine lacks: Debian packages by name, nothing else.
 set -euo pipefail
 
-declare -A package=(
-  [dockerd]=docker.io [iptables]=iptables [docker-registry]=docker-registry
-  [htpasswd]=apache2-utils [curl]=curl [cc]=gcc [pkg-config]=pkg-config
+# Packages by the command they bring; without libc6-dev a compiler links nothing.
+declare -A packages=(
+  [dockerd]="docker.io" [iptables]="iptables" [ip]="iproute2" [docker-registry]="docker-registry"
+  [cc]="gcc libc6-dev" [curl]="curl ca-certificates" [git]="git"
 )
 missing=()
 PATH="$PATH:/usr/sbin:/sbin"
-for command in "${!package[@]}"; do
-  command -v "$command" >/dev/null 2>&1 || missing+=("${package[$command]}")
+for command in "${!packages[@]}"; do
+  if ! command -v "$command" >/dev/null 2>&1; then
+    read -ra names <<<"${packages[$command]}"
+    missing+=("${names[@]}")
+  fi
 done
 # Every installed PostgreSQL keeps its server programs in a folder of its own.
 if ! command -v initdb >/dev/null 2>&1 && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
