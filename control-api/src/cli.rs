@@ -65,6 +65,19 @@ impl ConfigFile {
     }
 }
 
+/// The configuration has to be changed first: a restart mends nothing (`EX_CONFIG`, sysexits.h).
+const EXIT_CONFIG: u8 = 78;
+const EXIT_FAILED: u8 = 1;
+
+/// The exit code of a program that ends with this error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<config::ConfigError>() {
+        EXIT_CONFIG
+    } else {
+        EXIT_FAILED
+    }
+}
+
 /// Runs one command.
 ///
 /// # Errors

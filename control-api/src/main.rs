@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             {
                 eprintln!("holdfast-api: {error:#}");
             }
-            ExitCode::FAILURE
+            ExitCode::from(cli::exit_code(&error))
         }
     }
 }

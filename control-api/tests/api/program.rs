@@ -109,3 +109,17 @@ async fn a_head_that_is_too_large_is_refused() {
     let _ = stream.write_all(head.as_bytes()).await;
     assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 431"));
 }
+
+#[test]
+fn a_wrong_configuration_ends_the_program_with_the_code_that_stops_restarts() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "registires: []\n").unwrap();
+    let ended = std::process::Command::new(env!("CARGO_BIN_EXE_holdfast-api"))
+        .args(["serve", "--config"])
+        .arg(file.path())
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(78));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("registires"), "{said}");
+}
