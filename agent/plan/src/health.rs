@@ -4,6 +4,19 @@ use std::fmt;
 
 use crate::observed::{Container, ContainerState, Health};
 
+/// What the agent's own probe of a container has found so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeState {
+    /// Whether the last one passed.
+    pub passed: bool,
+    /// How many failed in a row, those of the start period not counted.
+    pub failures_in_a_row: u32,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+    /// Why it cannot be run at all, if so.
+    pub cannot_run: Option<String>,
+}
+
 /// How long the gate looks before it decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GateRules {

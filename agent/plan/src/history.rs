@@ -35,6 +35,15 @@ pub struct ServiceHistory {
     /// down is no decision of their own. Written down before the stop, dropped after a start.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub interrupted: BTreeSet<String>,
+    /// Containers and sandboxes that the agent made, by the name it gave them: the engine's id, or
+    /// nothing while the engine has not answered yet. Written down before they are made; a container
+    /// that is not here was not made by this agent, whatever its labels say.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub made: BTreeMap<String, String>,
+    /// The spec that ran to its end, as a one-shot service should: not run again when somebody tidies
+    /// its container away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed: Option<Identity>,
 }
 
 /// A spec that failed its gate here.
@@ -59,6 +68,17 @@ pub struct Attempts {
     pub identity: Identity,
     /// How often it died.
     pub count: u32,
+    /// How often a trial was begun again because the engine ended it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interruptions: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Something that failed and is tried again later.
@@ -92,6 +112,21 @@ impl ServiceHistory {
         self.last_good.as_ref().is_some_and(|good| {
             service.identity().is_some() && good.identity() == service.identity()
         })
+    }
+
+    /// How often the engine ended a trial of this very spec.
+    pub fn interruptions(&self, service: &ServiceTarget) -> u32 {
+        let attempts = self.attempts.as_ref();
+        attempts
+            .filter(|attempts| attempts.identity.matches(service))
+            .map_or(0, |a| a.interruptions)
+    }
+
+    /// The name that the agent gave a container or sandbox; none if it did not make it.
+    pub fn name_of(&self, id: &str, name: &str) -> Option<&str> {
+        let mut made = self.made.iter();
+        made.find(|(given, made)| *made == id || (made.is_empty() && *given == name))
+            .map(|(given, _)| given.as_str())
     }
 
     /// How often the agent died while it worked on this very spec.

@@ -12,6 +12,7 @@
 
 mod health;
 mod history;
+mod network;
 mod observed;
 mod service;
 mod step;
@@ -22,9 +23,13 @@ use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 
-pub use health::{GateRules, RejectReason, Verdict, judge};
+pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
-pub use observed::{Container, ContainerRef, ContainerState, Health, ImagePresence, Observed};
+pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
+pub use observed::{
+    Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,
+    NetworkState, Observed, Published, Sandbox,
+};
 pub use step::{Hold, Plan, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.

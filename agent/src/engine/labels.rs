@@ -28,6 +28,14 @@ pub const CONFIG_DIGEST: &str = "io.holdfast.config-digest";
 pub const IMAGE: &str = "io.holdfast.image";
 /// The restart policy it gets once it has proved itself.
 pub const RESTART: &str = "io.holdfast.restart";
+/// What a container is for: absent on services' containers, [`SANDBOX_ROLE`] on sandboxes.
+pub const ROLE: &str = "io.holdfast.role";
+/// The role of a container that holds a service's network.
+pub const SANDBOX_ROLE: &str = "sandbox";
+/// On a sandbox: the hash of what it was made from.
+pub const SANDBOX_HASH: &str = "io.holdfast.sandbox-hash";
+/// On a network: its name in its app.
+pub const NETWORK: &str = "io.holdfast.network";
 
 /// What a container of ours says of itself.
 #[derive(Clone, Debug, PartialEq)]
