@@ -25,7 +25,7 @@ pub struct Observed {
     /// Every network of this device's apps, in no order.
     pub networks: Vec<Network>,
     /// Containers that carry this device's labels although the agent did not make them.
-    pub strangers: Vec<ContainerRef>,
+    pub strangers: Vec<Stranger>,
     /// Services that the device's own policy refuses, each with the reason.
     pub refused: BTreeMap<ServiceKey, String>,
     /// Images by pinned name, `name@sha256:…`; one that is not listed counts as absent.
@@ -223,6 +223,15 @@ impl Sandbox {
             name: self.name.clone(),
         }
     }
+}
+
+/// A container that claims to be ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The service that its labels name.
+    pub key: ServiceKey,
+    /// The container.
+    pub container: ContainerRef,
 }
 
 /// One network of an app of this device.

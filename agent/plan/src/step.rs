@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use holdfast_proto::id::ServiceKey;
+use holdfast_proto::id::{ServiceKey, ServiceName};
 use holdfast_proto::image::{Expected, Platform};
-use holdfast_proto::spec::RestartPolicy;
+use holdfast_proto::spec::{Condition, RestartPolicy};
 use holdfast_proto::target::{Identity, ServiceTarget};
 use holdfast_proto::time::Timestamp;
 
 use crate::health::RejectReason;
-use crate::observed::ContainerRef;
+use crate::network::{NetworkKey, SandboxSpec};
+use crate::observed::{Amounts, ContainerRef, Network};
 
 /// What to do next, what is not done and why, and when to look again.
 #[must_use = "a plan nobody executes or reports hides a decision"]
@@ -69,6 +70,70 @@ pub enum Step {
         generation: u64,
         /// What to make.
         service: Box<ServiceTarget>,
+        /// The sandbox (engine id) whose network it uses, if it uses one.
+        sandbox: Option<String>,
+    },
+    /// Make a network of an app.
+    CreateNetwork {
+        /// The service that needs it.
+        key: ServiceKey,
+        /// Which one.
+        network: NetworkKey,
+        /// Its name in the engine.
+        name: String,
+    },
+    /// Make a sandbox, not started, with restart policy `no`.
+    CreateSandbox {
+        /// The service.
+        key: ServiceKey,
+        /// The container's name.
+        name: String,
+        /// The target's generation.
+        generation: u64,
+        /// What to make.
+        sandbox: Box<SandboxSpec>,
+    },
+    /// Set a sandbox's restart policy, then start it.
+    StartSandbox {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The policy: `no` while its service's container is on trial.
+        restart: RestartPolicy,
+        /// What is rejected if the sandbox cannot start, because a port is taken for instance.
+        candidate: Option<Identity>,
+    },
+    /// Connect a container to a network of its app.
+    Connect {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The network's name in the app.
+        network: ServiceName,
+        /// The names it gets there.
+        aliases: Vec<String>,
+        /// Whether a connection that is there, but wrong or dead, is cut first.
+        again: bool,
+    },
+    /// Give a container its name back.
+    Rename {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The name.
+        name: String,
+    },
+    /// Give a container its resources back.
+    SetAmounts {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The resources.
+        amounts: Amounts,
     },
     /// Set a container's restart policy to `no`, then stop it.
     Stop {
@@ -130,6 +195,20 @@ pub enum Step {
         /// Why.
         reason: RejectReason,
     },
+    /// Write down that a one-shot service ran to its end.
+    Complete {
+        /// The service.
+        key: ServiceKey,
+        /// What ran.
+        identity: Identity,
+    },
+    /// Delete a network that no service of the target joins.
+    RemoveNetwork {
+        /// The app, with the network's name where a service's stands.
+        key: ServiceKey,
+        /// Which one.
+        network: Network,
+    },
     /// Delete a stopped container.
     Remove {
         /// The service.
@@ -163,6 +242,10 @@ pub enum StopReason {
     NotInTarget,
     /// Another container of the service is the one that should run.
     Superfluous,
+    /// The network it used is gone; it starts again in the new one.
+    NetworkLost,
+    /// Its service wants the room before the download.
+    MakesRoom,
 }
 
 impl fmt::Display for StopReason {
@@ -172,6 +255,8 @@ impl fmt::Display for StopReason {
             Self::Rejected => "it failed its gate",
             Self::NotInTarget => "its service left the target",
             Self::Superfluous => "another container serves",
+            Self::NetworkLost => "its network is gone",
+            Self::MakesRoom => "its service stops before the download",
         })
     }
 }
@@ -189,6 +274,10 @@ pub enum RemoveReason {
     Outdated,
     /// The engine lost it half-way.
     Broken,
+    /// No container uses it any more.
+    Unused,
+    /// Its service wants the room before the download.
+    MakesRoom,
 }
 
 impl fmt::Display for RemoveReason {
@@ -199,6 +288,8 @@ impl fmt::Display for RemoveReason {
             Self::NotInTarget => "its service left the target",
             Self::Outdated => "the target changed before it started",
             Self::Broken => "the engine lost it half-way",
+            Self::Unused => "nothing uses it",
+            Self::MakesRoom => "its service gives the room to the download",
         })
     }
 }
@@ -216,6 +307,14 @@ impl Step {
             | Self::Commit { key, .. }
             | Self::Reject { key, .. }
             | Self::Remove { key, .. }
+            | Self::CreateNetwork { key, .. }
+            | Self::CreateSandbox { key, .. }
+            | Self::StartSandbox { key, .. }
+            | Self::Connect { key, .. }
+            | Self::Rename { key, .. }
+            | Self::SetAmounts { key, .. }
+            | Self::Complete { key, .. }
+            | Self::RemoveNetwork { key, .. }
             | Self::Pardon { key }
             | Self::Forget { key } => key,
         }
@@ -233,6 +332,14 @@ impl Step {
             Self::Commit { .. } => "commit",
             Self::Reject { .. } => "reject",
             Self::Remove { .. } => "remove",
+            Self::CreateNetwork { .. } => "create_network",
+            Self::CreateSandbox { .. } => "create_sandbox",
+            Self::StartSandbox { .. } => "start_sandbox",
+            Self::Connect { .. } => "connect",
+            Self::Rename { .. } => "rename",
+            Self::SetAmounts { .. } => "set_amounts",
+            Self::Complete { .. } => "complete",
+            Self::RemoveNetwork { .. } => "remove_network",
             Self::Pardon { .. } => "pardon",
             Self::Forget { .. } => "forget",
         }
@@ -248,7 +355,15 @@ impl Step {
                 candidate: true,
                 ..
             } => Some(*identity),
-            Self::Pull { .. }
+            Self::StartSandbox { candidate, .. } => *candidate,
+            Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Pull { .. }
             | Self::Stop { .. }
             | Self::Start { .. }
             | Self::Arm { .. }
@@ -258,6 +373,16 @@ impl Step {
             | Self::Pardon { .. }
             | Self::Forget { .. } => None,
         }
+    }
+}
+
+impl Step {
+    /// Whether it makes something beside what runs, quickly and without touching it.
+    pub(crate) fn is_preparation(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. } | Self::CreateNetwork { .. } | Self::CreateSandbox { .. }
+        )
     }
 }
 
@@ -331,6 +456,35 @@ impl fmt::Display for Step {
                 container,
                 why,
             } => write!(f, "{key}: remove {container}: {why}"),
+            Self::CreateNetwork { key, name, .. } => write!(f, "{key}: create network {name}"),
+            Self::CreateSandbox { key, name, .. } => {
+                write!(f, "{key}: create {name} to hold its network")
+            }
+            Self::StartSandbox { key, container, .. } => {
+                write!(f, "{key}: start {container}, which holds its network")
+            }
+            Self::Connect {
+                key,
+                container,
+                network,
+                again,
+                ..
+            } => {
+                let how = if *again { "again " } else { "" };
+                write!(f, "{key}: connect {container} {how}to network {network}")
+            }
+            Self::Rename {
+                key,
+                container,
+                name,
+            } => write!(f, "{key}: rename {container} back to {name}"),
+            Self::SetAmounts { key, container, .. } => {
+                write!(f, "{key}: give {container} its resources back")
+            }
+            Self::Complete { key, .. } => write!(f, "{key}: it ran to its end"),
+            Self::RemoveNetwork { key, network } => {
+                write!(f, "{key}: remove network {}: no service joins it", network.name)
+            }
             Self::Pardon { key } => {
                 write!(
                     f,
@@ -410,6 +564,45 @@ pub enum Hold {
         /// The pinned name.
         image: String,
     },
+    /// A service that this one depends on is not there yet.
+    Waiting {
+        /// The service.
+        key: ServiceKey,
+        /// What it waits for.
+        on: ServiceName,
+        /// What must be true of that one.
+        condition: Condition,
+    },
+    /// The service whose network this one uses has none yet.
+    NetworkAway {
+        /// The service.
+        key: ServiceKey,
+        /// Whose network.
+        of: ServiceName,
+    },
+    /// The device's own policy refuses it.
+    Refused {
+        /// The service.
+        key: ServiceKey,
+        /// Why.
+        why: String,
+    },
+    /// No update may begin now.
+    Closed {
+        /// The service.
+        key: ServiceKey,
+        /// Stable name of the reason.
+        code: &'static str,
+        /// The reason in words.
+        detail: String,
+    },
+    /// A container carries this device's labels although the agent did not make it; it is left alone.
+    Stranger {
+        /// The service that it claims.
+        key: ServiceKey,
+        /// The container.
+        container: ContainerRef,
+    },
     /// The engine is removing a container whose place is needed.
     Removing {
         /// The service.
@@ -430,6 +623,11 @@ impl Hold {
             | Self::Unresolved { key, .. }
             | Self::UnsupportedPlatform { key, .. }
             | Self::WrongImage { key, .. }
+            | Self::Waiting { key, .. }
+            | Self::NetworkAway { key, .. }
+            | Self::Refused { key, .. }
+            | Self::Closed { key, .. }
+            | Self::Stranger { key, .. }
             | Self::Removing { key, .. } => key,
         }
     }
@@ -444,6 +642,11 @@ impl Hold {
             Self::Unresolved { .. } => "unresolved",
             Self::UnsupportedPlatform { .. } => "unsupported_platform",
             Self::WrongImage { .. } => "wrong_image",
+            Self::Waiting { .. } => "waiting",
+            Self::NetworkAway { .. } => "network_away",
+            Self::Refused { .. } => "policy",
+            Self::Closed { code, .. } => code,
+            Self::Stranger { .. } => "stranger",
             Self::Removing { .. } => "removing",
         }
     }
@@ -505,6 +708,28 @@ impl fmt::Display for Hold {
                     f,
                     "{key}: the engine's {} is not the image that was resolved",
                     short_image(image)
+                )
+            }
+            Self::Waiting { key, on, condition } => {
+                let what = match condition {
+                    Condition::ServiceStarted => "run",
+                    Condition::ServiceHealthy => "be healthy",
+                    Condition::ServiceCompletedSuccessfully => "end without an error",
+                };
+                write!(f, "{key}: waits for {on} to {what}")
+            }
+            Self::NetworkAway { key, of } => {
+                write!(f, "{key}: waits for the network of {of}")
+            }
+            Self::Refused { key, why } => {
+                write!(f, "{key}: this device's policy refuses it: {why}")
+            }
+            Self::Closed { key, detail, .. } => write!(f, "{key}: no update now: {detail}"),
+            Self::Stranger { key, container } => {
+                write!(
+                    f,
+                    "{key}: {container} carries this service's labels but was not made by this agent; \
+                     it is left alone"
                 )
             }
             Self::Removing { key, container } => {
