@@ -19,7 +19,7 @@ mod schedule;
 mod service;
 mod step;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;

@@ -14,7 +14,7 @@ use holdfast_proto::target::TargetState;
 use serde::Serialize;
 
 /// The network that a service joins when it names none (Compose spec, "networks").
-pub const DEFAULT_NETWORK: &str = "default";
+const DEFAULT_NETWORK: &str = "default";
 
 /// Names one network of one app.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -50,6 +50,8 @@ pub struct OwnLabels {
     pub image: String,
     /// The restart policy it gets.
     pub wanted_restart: RestartPolicy,
+    /// On a sandbox: the hash of what it was made from.
+    pub sandbox_hash: Option<String>,
 }
 
 /// The labels of a container to make.
@@ -99,6 +101,8 @@ pub(crate) fn read(labels: &HashMap<String, String>) -> Option<OwnLabels> {
         wanted_restart: get(RESTART)
             .and_then(|text| text.parse().ok())
             .unwrap_or_default(),
+        sandbox_hash: (get(ROLE) == Some(SANDBOX_ROLE))
+            .then(|| get(SANDBOX_HASH).unwrap_or_default().to_owned()),
     })
 }
 
