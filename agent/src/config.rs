@@ -80,6 +80,8 @@ pub struct GateSettings {
     pub stable_seconds: u64,
     /// With one: how long it may take to become healthy.
     pub healthy_timeout_seconds: u64,
+    /// With a health check: seconds it must then stay healthy.
+    pub soak_seconds: u64,
 }
 
 /// Fetching images.

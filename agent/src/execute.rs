@@ -38,8 +38,20 @@ impl<E: Engine> Execution<'_, E> {
                 history.interrupted.insert(container.id.clone());
                 changed(&self.history, history)
             }
+            // What is not written down as made is a stranger's, also after a crash in between.
+            Step::Create { name, .. } | Step::CreateSandbox { name, .. } => {
+                let mut history = self.history.clone();
+                history.made.insert(name.clone(), String::new());
+                changed(&self.history, history)
+            }
             Step::Pull { .. }
-            | Step::Create { .. }
+            | Step::CreateNetwork { .. }
+            | Step::StartSandbox { .. }
+            | Step::Connect { .. }
+            | Step::Rename { .. }
+            | Step::SetAmounts { .. }
+            | Step::Complete { .. }
+            | Step::RemoveNetwork { .. }
             | Step::Start { .. }
             | Step::Arm { .. }
             | Step::Unpause { .. }
@@ -61,7 +73,71 @@ impl<E: Engine> Execution<'_, E> {
                 name,
                 generation,
                 service,
-            } => self.create(key, name, *generation, service).await,
+                sandbox,
+            } => {
+                let new = Creation {
+                    key,
+                    name,
+                    generation: *generation,
+                };
+                self.create(&new, service, sandbox.as_deref()).await
+            }
+            Step::CreateSandbox {
+                key,
+                name,
+                generation,
+                sandbox,
+            } => {
+                let new = Creation {
+                    key,
+                    name,
+                    generation: *generation,
+                };
+                self.create_sandbox(&new, sandbox).await
+            }
+            Step::StartSandbox {
+                container,
+                restart,
+                candidate,
+                key,
+            } => {
+                self.start_sandbox(key, container, *restart, *candidate)
+                    .await
+            }
+            Step::CreateNetwork { network, name, .. } => {
+                self.engine
+                    .create_network(self.device, network, name)
+                    .await?;
+                Ok(Change::None)
+            }
+            Step::RemoveNetwork { network, .. } => {
+                self.engine.remove_network(&network.id).await?;
+                Ok(Change::None)
+            }
+            Step::Connect {
+                key,
+                container,
+                network,
+                aliases,
+                again,
+            } => self.connect(key, container, network, aliases, *again).await,
+            Step::Rename {
+                container, name, ..
+            } => {
+                self.engine.rename(&container.id, name).await?;
+                Ok(Change::None)
+            }
+            Step::SetAmounts {
+                container, amounts, ..
+            } => {
+                self.engine.set_amounts(&container.id, *amounts).await?;
+                Ok(Change::None)
+            }
+            Step::Complete { identity, .. } => {
+                let mut history = self.history.clone();
+                history.completed = Some(*identity);
+                Ok(changed(&self.history, history))
+            }
             Step::Stop { container, .. } => self.stop(container).await,
             Step::Start {
                 container,
@@ -123,8 +199,19 @@ impl<E: Engine> Execution<'_, E> {
             containers.any(|container| container.key == *key && container.id == *id)
         };
         history.interrupted.retain(|id| id != without && exists(id));
+        let sandboxes = &self.observed.sandboxes;
+        history
+            .made
+            .retain(|_, id| exists(id) || sandboxes.iter().any(|sandbox| sandbox.id == *id));
         history
     }
+}
+
+/// Whose container is made, and what it is called.
+struct Creation<'a> {
+    key: &'a ServiceKey,
+    name: &'a str,
+    generation: u64,
 }
 
 fn changed(before: &ServiceHistory, after: ServiceHistory) -> Change {

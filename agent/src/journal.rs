@@ -297,12 +297,13 @@ impl Journal {
                 };
                 let history = histories.entry(intent.key.clone()).or_default();
                 let before = history.attempts.as_ref();
-                let count = before
+                let (count, interruptions) = before
                     .filter(|attempts| attempts.identity == identity)
-                    .map_or(0, |attempts| attempts.count);
+                    .map_or((0, 0), |attempts| (attempts.count, attempts.interruptions));
                 history.attempts = Some(Attempts {
                     identity,
                     count: count.saturating_add(1),
+                    interruptions,
                 });
                 set_history(&tx, &intent.key, history)?;
             }
@@ -337,6 +338,34 @@ impl Journal {
             }
         }
         Ok(intents)
+    }
+
+    /// Whether it knows which containers its agent made. A new or rebuilt one does not.
+    pub fn knows_what_was_made(&self) -> Result<bool, JournalError> {
+        let read = "select 1 from meta where key = 'adopted'";
+        let found = self.db.query_row(read, [], |_| Ok(())).optional();
+        found
+            .map(|found| found.is_some())
+            .map_err(JournalError::Read)
+    }
+
+    /// Takes up what was found on the device, by its labels, as made by this agent: all or nothing.
+    pub fn adopt(
+        &self,
+        histories: &BTreeMap<ServiceKey, ServiceHistory>,
+    ) -> Result<(), JournalError> {
+        let write = || -> rusqlite::Result<()> {
+            let tx = self.db.unchecked_transaction()?;
+            for (key, history) in histories {
+                set_history(&tx, key, history)?;
+            }
+            tx.execute(
+                "insert into meta (key, value) values ('adopted', 1) on conflict (key) do nothing",
+                [],
+            )?;
+            tx.commit()
+        };
+        write().map_err(JournalError::Write)
     }
 
     /// A name that no other journal has: a damaged and replaced one counts its reports anew.

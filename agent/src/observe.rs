@@ -5,8 +5,8 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_plan::{
-    Container, ContainerRef, ContainerState, History, ImagePresence, Joined, Network, NetworkKey,
-    NetworkState, Observed, ProbeState, Sandbox, Stranger,
+    Container, ContainerRef, History, ImagePresence, Joined, Network, NetworkKey, NetworkState,
+    Observed, ProbeState, Sandbox, Stranger,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::ConfigDigest;
@@ -225,6 +225,8 @@ pub fn presence(store: ImageStore, image: Option<EngineImage>) -> ImagePresence 
 
 #[cfg(test)]
 mod tests {
+    use holdfast_plan::ContainerState;
+
     use super::*;
 
     #[test]

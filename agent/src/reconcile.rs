@@ -24,7 +24,7 @@ use crate::fault::chain;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
 use crate::notify::Notifier;
-use crate::observe::{FirstSeen, Subject, observe};
+use crate::observe::{Memory, Subject, observe};
 use crate::retry::Backoff;
 use crate::shared::{Accepted, Shared};
 
@@ -115,7 +115,9 @@ pub struct Reconciler<'a, E, C, R> {
     away: Backoff,
     histories: BTreeMap<ServiceKey, ServiceHistory>,
     failures: Failures,
-    first_seen: FirstSeen,
+    memory: Memory,
+    /// Whether the journal knows which containers are the agent's own.
+    knows_its_own: bool,
     pulls: Pulls<'a>,
     repeated: (String, u32),
     target: Option<Rc<Accepted>>,
@@ -136,7 +138,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             away: Backoff::new(AWAY_MIN_MS, AWAY_MAX_MS, parts.random.number()),
             failures: Failures::new(parts.random.number()),
             histories,
-            first_seen: FirstSeen::default(),
+            memory: Memory::default(),
+            knows_its_own: parts.journal.knows_what_was_made()?,
             pulls: Pulls::default(),
             repeated: (String::new(), 0),
             target: None,
@@ -215,11 +218,16 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         };
         self.engine_back();
         let now = self.parts.clock.now();
+        if !self.knows_its_own {
+            return self.adopt(&observed);
+        }
+        let closed = BTreeMap::new();
         let plan = decide(&Situation {
             target: &accepted.target,
             observed: &observed,
             history: &history,
             gate: &self.parts.rules.gate,
+            closed: &closed,
             now,
         });
         self.failures.keep_only_of(&plan);
@@ -270,14 +278,48 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let info = self.info.as_ref().ok_or_else(|| EngineError::Nonsense {
             detail: "it was not asked yet".to_owned(),
         })?;
+        let (probes, refused) = (BTreeMap::new(), BTreeMap::new());
         let subject = Subject {
             device: &self.parts.device,
             info,
             target: &accepted.target,
             history,
+            adopts: !self.knows_its_own,
+            probes: &probes,
+            refused: &refused,
         };
+        if self.parts.shared.take_sight_lost() {
+            self.memory.lose_sight();
+        }
         let now_ms = self.parts.clock.monotonic_ms();
-        observe(self.parts.engine, &subject, &mut self.first_seen, now_ms).await
+        observe(self.parts.engine, &subject, &mut self.memory, now_ms).await
+    }
+
+    /// With a new or rebuilt journal: what carries this device's labels is taken up as its own, once.
+    fn adopt(&mut self, observed: &Observed) -> Next {
+        let containers = observed.containers.iter();
+        let containers = containers.map(|found| (&found.key, &found.name, &found.id));
+        let sandboxes = observed.sandboxes.iter();
+        let sandboxes = sandboxes.map(|found| (&found.key, &found.name, &found.id));
+        let mut histories = self.histories.clone();
+        let mut count = 0_usize;
+        for (key, name, id) in containers.chain(sandboxes) {
+            let history = histories.entry(key.clone()).or_default();
+            history.made.insert(name.clone(), id.clone());
+            count += 1;
+        }
+        if let Err(error) = self.parts.journal.adopt(&histories) {
+            return self.unwritable(&error);
+        }
+        if count > 0 {
+            tracing::info!(
+                count,
+                "a new journal takes up this device's containers by their labels"
+            );
+        }
+        self.histories = histories;
+        self.knows_its_own = true;
+        Next::Again
     }
 
     /// What is remembered, with the failures' times on the wall clock of this moment.
@@ -293,6 +335,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     /// An engine that is away says nothing of any spec: nothing is judged or undone for it.
     fn engine_away(&mut self, error: &EngineError) -> Next {
         self.info = None;
+        self.memory.lose_sight();
         let wait_ms = self.away.next_ms();
         if self.away.failures() == 1 {
             tracing::error!(error = %chain(error), "the container engine does not answer");
@@ -382,6 +425,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     generation = accepted.target.generation, duration_ms, "{step}"
                 );
                 self.failures.step_succeeded(&key, step.code());
+                if let Step::Start { container, .. } = step {
+                    self.memory.began(&container.id);
+                }
                 self.finish(id, &key, change);
             }
             Err(error) => {
@@ -399,6 +445,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 self.finish(id, &key, Change::None);
                 if error.is_engine_away() {
                     self.info = None;
+                    self.memory.lose_sight();
                 }
             }
         }

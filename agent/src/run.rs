@@ -26,6 +26,9 @@ use crate::shared::Shared;
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
 pub const MAX_ATTEMPTS: u32 = 3;
+/// How often the engine may end a trial of one spec. Generous: an engine that is being repaired or
+/// updated says nothing of the release.
+pub const MAX_INTERRUPTIONS: u32 = 10;
 /// An event stream that ended is opened again from half a second up to five seconds later.
 const WATCH_MIN_MS: u64 = 500;
 const WATCH_MAX_MS: u64 = 5_000;
@@ -170,7 +173,9 @@ pub fn rules(settings: &Settings) -> Rules {
         gate: GateRules {
             stable_ms: 1_000 * settings.gate.stable_seconds,
             healthy_timeout_ms: 1_000 * settings.gate.healthy_timeout_seconds,
+            soak_ms: 1_000 * settings.gate.soak_seconds,
             max_attempts: MAX_ATTEMPTS,
+            max_interruptions: MAX_INTERRUPTIONS,
         },
         no_progress_ms: 1_000 * settings.pull.no_progress_seconds,
     }
@@ -206,10 +211,10 @@ async fn watch<E: Engine, C: Clock, R: Randomness>(
         if let Err(error) = engine.watch(&enrolment.uuid, nudge).await {
             tracing::debug!(error = %chain(&error), "the engine's events ended");
         }
+        // Whatever happened while nobody listened is seen by looking.
+        shared.lose_sight();
         if clock.monotonic_ms().saturating_sub(begun_ms) > WATCH_MAX_MS {
             backoff.reset();
-            // Whatever happened while nobody listened is seen by looking.
-            shared.reconcile.notify_one();
         }
         clock.sleep_ms(backoff.next_ms()).await;
     }

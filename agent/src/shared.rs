@@ -2,7 +2,7 @@
 //!
 //! Every slot holds the newest value only: nothing queues, so nothing grows.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -79,6 +79,7 @@ pub struct Shared {
     target: RefCell<Option<Rc<Accepted>>>,
     view: RefCell<Rc<View>>,
     notices: RefCell<BTreeMap<&'static str, String>>,
+    sight_lost: Cell<bool>,
     /// Wakes the reconcile loop.
     pub reconcile: Notify,
     /// Wakes the report loop.
@@ -92,6 +93,7 @@ impl Shared {
             target: RefCell::new(target.map(Rc::new)),
             view: RefCell::new(Rc::new(View::unknown())),
             notices: RefCell::default(),
+            sight_lost: Cell::new(false),
             reconcile: Notify::new(),
             report: Notify::new(),
         }
@@ -120,6 +122,17 @@ impl Shared {
         if differs {
             self.report.notify_one();
         }
+    }
+
+    /// The engine's events ended: it may have been away, and may have ended containers meanwhile.
+    pub fn lose_sight(&self) {
+        self.sight_lost.set(true);
+        self.reconcile.notify_one();
+    }
+
+    /// Whether that happened since it was last asked.
+    pub fn take_sight_lost(&self) -> bool {
+        self.sight_lost.take()
     }
 
     /// Says something about the agent itself in every report until it is cleared.

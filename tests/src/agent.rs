@@ -32,7 +32,7 @@ impl Options {
             settings: json!({
                 "poll": { "interval_seconds": 1 },
                 "report": { "heartbeat_seconds": 5 },
-                "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15 },
+                "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15, "soak_seconds": 0 },
                 "pull": { "no_progress_seconds": 20 },
                 "log": { "format": "json", "level": "debug" },
             }),

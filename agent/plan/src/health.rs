@@ -196,10 +196,7 @@ fn judge_running(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -
     let checked = candidate.health.is_some() || candidate.probe.is_some();
     let ran_ms = candidate.running_for_ms.unwrap_or(0);
     let (good_for_ms, needed_ms) = if checked {
-        (
-            candidate.healthy_for_ms,
-            soak_ms.unwrap_or(rules.soak_ms),
-        )
+        (candidate.healthy_for_ms, soak_ms.unwrap_or(rules.soak_ms))
     } else {
         (
             Some(ran_ms),

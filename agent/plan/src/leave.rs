@@ -11,11 +11,7 @@ use crate::service::hold_failed_step;
 use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
 
 /// Their containers go, then their sandboxes and networks, then the memory of them.
-pub(crate) fn plan(
-    situation: &Situation<'_>,
-    in_target: &BTreeSet<ServiceKey>,
-    plan: &mut Plan,
-) {
+pub(crate) fn plan(situation: &Situation<'_>, in_target: &BTreeSet<ServiceKey>, plan: &mut Plan) {
     let observed = situation.observed;
     let mut remaining = BTreeSet::new();
     let gone = |key: &ServiceKey| !in_target.contains(key);

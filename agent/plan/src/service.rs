@@ -31,7 +31,11 @@ pub(crate) fn plan(
         return;
     }
     let nothing = ServiceHistory::default();
-    let view = View::new(situation, key, situation.history.of(key).unwrap_or(&nothing));
+    let view = View::new(
+        situation,
+        key,
+        situation.history.of(key).unwrap_or(&nothing),
+    );
     let history = view.history;
     let other_spec = history.rejects(service).is_none() && service.identity().is_some();
     if history.rejected.is_some() && other_spec {
@@ -83,11 +87,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(
-        situation: &'a Situation<'a>,
-        key: &'a ServiceKey,
-        history: &'a ServiceHistory,
-    ) -> Self {
+    fn new(situation: &'a Situation<'a>, key: &'a ServiceKey, history: &'a ServiceHistory) -> Self {
         Self {
             situation,
             key,
@@ -185,7 +185,10 @@ impl<'a> View<'a> {
                 && ends_by_itself(container.wanted_restart)
                 && spec.is_none_or(|spec| container.is(spec))
         };
-        let ended_well = needed.containers.iter().any(|container| completed(container))
+        let ended_well = needed
+            .containers
+            .iter()
+            .any(|container| completed(container))
             || history
                 .completed
                 .zip(spec)

@@ -483,7 +483,11 @@ impl fmt::Display for Step {
             }
             Self::Complete { key, .. } => write!(f, "{key}: it ran to its end"),
             Self::RemoveNetwork { key, network } => {
-                write!(f, "{key}: remove network {}: no service joins it", network.name)
+                write!(
+                    f,
+                    "{key}: remove network {}: no service joins it",
+                    network.name
+                )
             }
             Self::Pardon { key } => {
                 write!(

@@ -1,5 +1,6 @@
 //! Owns `holdfast-agent status` and `plan`: a look at the engine and the journal. Changes nothing.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use holdfast_plan::{History, Plan, Situation, plan as decide};
@@ -16,7 +17,7 @@ use crate::engine::docker::DockerEngine;
 use crate::engine::{Engine as _, EngineInfo};
 use crate::enrolment::Enrolment;
 use crate::journal::Journal;
-use crate::observe::{FirstSeen, Subject, observe};
+use crate::observe::{Memory, Subject, observe};
 use crate::reconcile;
 use crate::shared::{Accepted, View};
 
@@ -43,7 +44,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
     };
     let services = match &journal {
         Some(journal) => journal.histories()?,
-        None => std::collections::BTreeMap::new(),
+        None => BTreeMap::new(),
     };
     let history = History {
         services,
@@ -61,8 +62,14 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         info: &info,
         target: &accepted.target,
         history: &history,
+        adopts: match &journal {
+            Some(journal) => !journal.knows_what_was_made()?,
+            None => true,
+        },
+        probes: &BTreeMap::new(),
+        refused: &BTreeMap::new(),
     };
-    let observed = observe(&engine, &subject, &mut FirstSeen::default(), 0).await?;
+    let observed = observe(&engine, &subject, &mut Memory::default(), 0).await?;
     let plan = if accepted.target.generation == 0 {
         // Without a target nothing is ever done, whatever runs.
         Plan::default()
@@ -72,6 +79,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
             observed: &observed,
             history: &history,
             gate: &crate::run::rules(settings).gate,
+            closed: &BTreeMap::new(),
             now: clock.now(),
         })
     };

@@ -69,6 +69,7 @@ struct Report {
 struct Gate {
     stable_seconds: Option<u64>,
     healthy_timeout_seconds: Option<u64>,
+    soak_seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -161,6 +162,11 @@ impl Input {
                     "gate.healthy_timeout_seconds",
                     self.gate.healthy_timeout_seconds.unwrap_or(120),
                     1..=DAY_SECONDS,
+                ),
+                soak_seconds: faults.seconds(
+                    "gate.soak_seconds",
+                    self.gate.soak_seconds.unwrap_or(10),
+                    0..=DAY_SECONDS,
                 ),
             },
             pull: PullSettings {

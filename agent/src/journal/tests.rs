@@ -62,6 +62,7 @@ fn an_outcome_closes_its_intent_and_changes_the_history_with_it() {
         attempts: Some(Attempts {
             identity: identity("a"),
             count: 1,
+            interruptions: 0,
         }),
         ..ServiceHistory::default()
     };

@@ -109,7 +109,10 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::observe) fn container(started_at: &str, state: ContainerState) -> EngineContainer {
+    pub(in crate::observe) fn container(
+        started_at: &str,
+        state: ContainerState,
+    ) -> EngineContainer {
         EngineContainer {
             id: "c1".to_owned(),
             name: "web".to_owned(),
@@ -190,6 +193,9 @@ pub(super) mod tests {
         memory.lose_sight();
         assert!(!look(&mut memory, ENDED), "the engine may have ended it");
         memory.began("c1");
-        assert!(look(&mut memory, ENDED), "started by the agent, ended at once");
+        assert!(
+            look(&mut memory, ENDED),
+            "started by the agent, ended at once"
+        );
     }
 }

@@ -95,13 +95,19 @@ fn status(sight: &Sight<'_>) -> UpdateStatus {
         return UpdateStatus::Converged;
     }
     let on_its_way = |hold: &Hold| match hold {
-        Hold::Verifying { .. } | Hold::Removing { .. } => true,
+        Hold::Verifying { .. }
+        | Hold::Removing { .. }
+        | Hold::Waiting { .. }
+        | Hold::NetworkAway { .. } => true,
         Hold::Rejected { .. }
         | Hold::PullFailed { .. }
         | Hold::StepFailed { .. }
         | Hold::Unresolved { .. }
         | Hold::UnsupportedPlatform { .. }
-        | Hold::WrongImage { .. } => false,
+        | Hold::WrongImage { .. }
+        | Hold::Refused { .. }
+        | Hold::Closed { .. }
+        | Hold::Stranger { .. } => false,
     };
     if sight.pulling || !plan.steps.is_empty() || plan.holds.iter().all(on_its_way) {
         UpdateStatus::Applying

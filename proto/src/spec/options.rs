@@ -60,12 +60,7 @@ pub struct UpdateOptions {
 }
 
 impl UpdateOptions {
-    pub(super) fn check(
-        &self,
-        publishes: bool,
-        at: &Pointer,
-        errors: &mut Vec<FieldError>,
-    ) {
+    pub(super) fn check(&self, publishes: bool, at: &Pointer, errors: &mut Vec<FieldError>) {
         let hand_over = self.strategy == Some(Strategy::HandOver);
         if hand_over && publishes {
             let detail = "hand-over runs two containers at once, and only one can hold the \

@@ -265,7 +265,11 @@ impl<'a> View<'a> {
         let observed = self.situation.observed;
         let generation = self.situation.target.generation;
         let marked = format!("{} {content}", observed.device);
-        let mark: String = Digest::of(marked.as_bytes()).hex().chars().take(8).collect();
+        let mark: String = Digest::of(marked.as_bytes())
+            .hex()
+            .chars()
+            .take(8)
+            .collect();
         let name = format!("{service}-{app}{middle}-g{generation}-{mark}");
         let taken = |name: &str| {
             observed.containers.iter().any(|other| other.name == name)
