@@ -108,13 +108,29 @@ impl<'a> View<'a> {
             .filter(move |container| Some(&container.id) != chosen.as_ref())
     }
 
-    /// Steps that stop every other container that is up.
+    /// Steps that stop every other container that is up, and keep those that are down from coming back
+    /// with the engine.
     fn stop_others(&self, chosen: Option<&Container>, why: StopReason, plan: &mut Plan) {
-        for container in self
-            .others(chosen)
-            .filter(|container| container.state.is_up())
-        {
-            plan.steps.push(self.stop(container, why));
+        for container in self.others(chosen) {
+            if container.state.is_up() {
+                plan.steps.push(self.stop(container, why));
+            } else {
+                self.disarm(container, plan);
+            }
+        }
+    }
+
+    fn disarm(&self, container: &Container, plan: &mut Plan) {
+        let exists = !matches!(
+            container.state,
+            ContainerState::Removing | ContainerState::Dead
+        );
+        if exists && container.restart != RestartPolicy::No {
+            plan.steps.push(Step::Arm {
+                key: self.key.clone(),
+                container: container.handle(),
+                restart: RestartPolicy::No,
+            });
         }
     }
 

@@ -127,12 +127,10 @@ impl View<'_> {
         let Some(identity) = service.identity() else {
             return;
         };
-        let content = format!(
-            "{} {} {}",
-            identity.config_digest,
-            identity.spec_hash,
-            sandbox.as_deref().unwrap_or_default()
-        );
+        let mut content = format!("{} {}", identity.config_digest, identity.spec_hash);
+        if let Some(sandbox) = &sandbox {
+            content = format!("{content} {sandbox}");
+        }
         plan.steps.push(Step::Create {
             key: self.key.clone(),
             name: self.unique_name("", &content),

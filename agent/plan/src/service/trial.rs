@@ -1,6 +1,6 @@
 //! Owns the trial of a candidate: swapping it in, judging it, clearing it away.
 
-use holdfast_proto::spec::{RestartPolicy, Strategy};
+use holdfast_proto::spec::Strategy;
 use holdfast_proto::target::ServiceTarget;
 
 use super::link::Link;
@@ -94,7 +94,9 @@ impl<'a> View<'a> {
     ) {
         let handing = self.handing(candidate, service).map(|old| old.id.clone());
         for other in self.others(Some(candidate)) {
-            if other.state.is_up() && Some(&other.id) != handing.as_ref() {
+            if !other.state.is_up() {
+                self.disarm(other, plan);
+            } else if Some(&other.id) != handing.as_ref() {
                 plan.steps.push(self.stop(other, why));
             }
         }
@@ -185,14 +187,8 @@ impl<'a> View<'a> {
     fn pass(&self, candidate: &Container, service: &ServiceTarget, plan: &mut Plan) {
         self.stop_but_the_handing(candidate, service, StopReason::Superfluous, plan);
         // Only one container of a service may come back with the engine.
-        if let Some(old) = self.handing(candidate, service)
-            && old.restart != RestartPolicy::No
-        {
-            plan.steps.push(Step::Arm {
-                key: self.key.clone(),
-                container: old.handle(),
-                restart: RestartPolicy::No,
-            });
+        if let Some(old) = self.handing(candidate, service) {
+            self.disarm(old, plan);
         }
         plan.steps.push(Step::Commit {
             key: self.key.clone(),
