@@ -13,6 +13,7 @@
 mod health;
 mod history;
 mod observed;
+mod schedule;
 mod service;
 mod step;
 
@@ -25,6 +26,7 @@ use holdfast_proto::time::Timestamp;
 pub use health::{GateRules, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
 pub use observed::{Container, ContainerRef, ContainerState, Health, ImagePresence, Observed};
+pub use schedule::{Closed, Opening, ZonedWindow, opening};
 pub use step::{Hold, Plan, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.
