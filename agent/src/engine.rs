@@ -8,6 +8,7 @@ pub mod labels;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::IpAddr;
 
 use holdfast_plan::{ContainerState, Health};
 use holdfast_proto::id::{DeviceId, ServiceKey};
@@ -40,6 +41,8 @@ pub enum Operation {
     Unpause,
     /// Delete a container.
     Remove,
+    /// Run a program in a container.
+    Exec,
     /// Tell events.
     Watch,
 }
@@ -58,6 +61,7 @@ impl std::fmt::Display for Operation {
             Self::Stop => "stop a container",
             Self::Unpause => "unpause a container",
             Self::Remove => "remove a container",
+            Self::Exec => "run a program in a container",
             Self::Watch => "tell events",
         })
     }
@@ -213,6 +217,26 @@ pub struct EngineContainer {
     pub started_at: String,
     /// Why the engine could not start it, in its words; empty if it could.
     pub start_error: String,
+    /// Where it can be reached from the device, while it runs.
+    pub addresses: Vec<IpAddr>,
+    /// Why its health check cannot be run at all, in the engine's words.
+    pub probe_error: Option<String>,
+}
+
+/// What a program that ran in a container said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// The program's exit code; none if it had not ended in time.
+    pub exit_code: Option<i64>,
+    /// The beginning of its output, or why it could not be run.
+    pub output: String,
+}
+
+impl Executed {
+    /// What shells and engines give for a program that may not be run.
+    pub const NOT_RUNNABLE: i64 = 126;
+    /// What they give for a program that is not there.
+    pub const NOT_FOUND: i64 = 127;
 }
 
 /// One image as the engine describes it.
@@ -289,6 +313,14 @@ pub trait Engine {
 
     /// Deletes a stopped container; one that is gone is fine. Its volumes stay.
     fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Runs a program in a running container; it goes on by itself when it takes longer.
+    fn exec(
+        &self,
+        id: &str,
+        words: &[String],
+        timeout_ms: u64,
+    ) -> impl Future<Output = Result<Executed, EngineError>>;
 
     /// Calls `nudge` when something about this device's containers changes, until the stream ends.
     fn watch(

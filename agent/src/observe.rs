@@ -147,6 +147,8 @@ mod tests {
             restart: RestartPolicy::No,
             started_at: started_at.to_owned(),
             start_error: String::new(),
+            addresses: Vec::new(),
+            probe_error: None,
         }
     }
 

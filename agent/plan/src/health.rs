@@ -15,6 +15,19 @@ pub struct GateRules {
     pub max_attempts: u32,
 }
 
+/// What the agent's own probe of a container on trial has shown so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeState {
+    /// Whether the last question was answered well.
+    pub passed: bool,
+    /// How often in a row it was not; failures within the start period are not counted.
+    pub failures_in_a_row: u32,
+    /// What the last failure was, whether it counted or not.
+    pub last_error: Option<String>,
+    /// Why the probe can never be answered, such as a program that the image does not have.
+    pub cannot_run: Option<String>,
+}
+
 /// What the gate says of a started candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {

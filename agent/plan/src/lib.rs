@@ -23,7 +23,7 @@ use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 
-pub use health::{GateRules, RejectReason, Verdict, judge};
+pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
 pub use observed::{Container, ContainerRef, ContainerState, Health, ImagePresence, Observed};
 pub use schedule::{Closed, Opening, ZonedWindow, opening};
