@@ -63,6 +63,8 @@ pub enum Operation {
     Tag,
     /// Delete an image or one of its names.
     RemoveImage,
+    /// Run a program in a container.
+    Exec,
     /// Tell events.
     Watch,
 }
@@ -92,6 +94,7 @@ impl std::fmt::Display for Operation {
             Self::ListImages => "list images",
             Self::Tag => "tag an image",
             Self::RemoveImage => "remove an image",
+            Self::Exec => "run a program in a container",
             Self::Watch => "tell events",
         })
     }
@@ -247,7 +250,9 @@ pub struct EngineContainer {
     pub started_at: String,
     /// Why the engine could not start it, in its words; empty if it could.
     pub start_error: String,
-    /// Why its health check cannot be run, if the engine says so.
+    /// Where it can be reached from the device, while it runs.
+    pub addresses: Vec<IpAddr>,
+    /// Why its health check cannot be run at all, in the engine's words.
     pub probe_error: Option<String>,
     /// The id of the image it was made from, where the engine's store tells one.
     pub image_id: Option<Digest>,
@@ -321,6 +326,22 @@ pub struct NewSandbox<'a> {
     pub spec: &'a SandboxSpec,
     /// Networks by their names in the engine with the service's names there; the first is connected.
     pub networks: &'a [(String, Vec<String>)],
+}
+
+/// What a program that ran in a container said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// The program's exit code; none if it had not ended in time.
+    pub exit_code: Option<i64>,
+    /// The beginning of its output, or why it could not be run.
+    pub output: String,
+}
+
+impl Executed {
+    /// What shells and engines give for a program that may not be run.
+    pub const NOT_RUNNABLE: i64 = 126;
+    /// What they give for a program that is not there.
+    pub const NOT_FOUND: i64 = 127;
 }
 
 /// One image as the engine describes it.
@@ -456,6 +477,13 @@ pub trait Engine {
 
     /// Deletes one name of an image, or by its id the image itself when nothing uses it; gone is fine.
     fn remove_image(&self, image: &str) -> impl Future<Output = Result<(), EngineError>>;
+    /// Runs a program in a running container; it goes on by itself when it takes longer.
+    fn exec(
+        &self,
+        id: &str,
+        words: &[String],
+        timeout_ms: u64,
+    ) -> impl Future<Output = Result<Executed, EngineError>>;
 
     /// Calls `nudge` when something about this device's containers changes, until the stream ends.
     fn watch(

@@ -13,3 +13,4 @@ pub mod problem;
 pub mod spec;
 pub mod target;
 pub mod time;
+pub mod window;

@@ -7,6 +7,7 @@ mod mount;
 mod options;
 mod parts;
 mod port;
+mod probe;
 mod values;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ pub use parts::{
     NetworkAttachment, NetworkMode, ResourceAmounts, Resources, RestartPolicy, Ulimit,
 };
 pub use port::{Port, Protocol};
+pub use probe::{HttpProbe, Probe, ProbeAction, TcpProbe};
 pub use values::{ByteSize, CommandLine, Cpus, Period};
 
 use crate::id::ServiceName;

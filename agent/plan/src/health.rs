@@ -6,21 +6,6 @@ use holdfast_proto::spec::{Period, RestartPolicy, ServiceSpec};
 
 use crate::observed::{Container, ContainerState, Health};
 
-/// What the agent's own probe of a container has found so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProbeState {
-    /// Whether the last one passed.
-    pub passed: bool,
-    /// How many failed in a row, those of the start period not counted.
-    pub failures_in_a_row: u32,
-    /// Whether so many failed in a row that the container counts as unhealthy.
-    pub failed: bool,
-    /// Why the last one failed.
-    pub last_error: Option<String>,
-    /// Why it cannot be run at all, if so.
-    pub cannot_run: Option<String>,
-}
-
 /// How long the gate looks before it decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GateRules {
@@ -34,6 +19,19 @@ pub struct GateRules {
     pub max_attempts: u32,
     /// How often the engine may end a trial of one spec before it is given up.
     pub max_interruptions: u32,
+}
+
+/// What the agent's own probe of a container on trial has shown so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeState {
+    /// Whether the last question was answered well.
+    pub passed: bool,
+    /// How often in a row it was not; failures within the start period are not counted.
+    pub failures_in_a_row: u32,
+    /// What the last failure was, whether it counted or not.
+    pub last_error: Option<String>,
+    /// Why the probe can never be answered, such as a program that the image does not have.
+    pub cannot_run: Option<String>,
 }
 
 /// What the gate says of a started candidate.
@@ -186,14 +184,15 @@ pub(crate) fn ends_by_itself(restart: RestartPolicy) -> bool {
 }
 
 fn judge_running(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -> Verdict {
-    if let Some(reason) = unhealthy(candidate) {
+    if let Some(reason) = unhealthy(candidate, spec) {
         return Verdict::Fail(reason);
     }
     let options = spec.holdfast.as_ref();
     let soak_ms = options
         .and_then(|options| options.soak)
         .map(Period::as_millis);
-    let checked = candidate.health.is_some() || candidate.probe.is_some();
+    let probe = options.and_then(|options| options.probe.as_ref());
+    let checked = candidate.health.is_some() || probe.is_some();
     let ran_ms = candidate.running_for_ms.unwrap_or(0);
     let (good_for_ms, needed_ms) = if checked {
         (candidate.healthy_for_ms, soak_ms.unwrap_or(rules.soak_ms))
@@ -224,7 +223,7 @@ fn judge_running(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -
     }
 }
 
-fn unhealthy(candidate: &Container) -> Option<RejectReason> {
+fn unhealthy(candidate: &Container, spec: &ServiceSpec) -> Option<RejectReason> {
     if candidate.health == Some(Health::Unhealthy) {
         return Some(match &candidate.probe_error {
             Some(error) => RejectReason::ProbeCannotRun {
@@ -233,13 +232,15 @@ fn unhealthy(candidate: &Container) -> Option<RejectReason> {
             None => RejectReason::Unhealthy,
         });
     }
-    let probe = candidate.probe.as_ref()?;
-    if let Some(error) = &probe.cannot_run {
+    let options = spec.holdfast.as_ref();
+    let wanted = options.and_then(|options| options.probe.as_ref())?;
+    let found = candidate.probe.as_ref()?;
+    if let Some(error) = &found.cannot_run {
         return Some(RejectReason::ProbeCannotRun {
             error: error.clone(),
         });
     }
-    probe.failed.then(|| RejectReason::ProbeFailed {
-        error: probe.last_error.clone().unwrap_or_default(),
+    (found.failures_in_a_row >= wanted.retries).then(|| RejectReason::ProbeFailed {
+        error: found.last_error.clone().unwrap_or_default(),
     })
 }

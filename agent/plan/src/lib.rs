@@ -32,7 +32,7 @@ pub use observed::{
     Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,
     NetworkState, Observed, Published, Sandbox, Stranger,
 };
-pub use schedule::Closed;
+pub use schedule::{Closed, Opening, ZonedWindow, opening};
 pub use step::{Hold, Plan, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.

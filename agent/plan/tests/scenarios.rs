@@ -189,7 +189,7 @@ fn probe(word: &str) -> ProbeState {
         "passed" => state.passed = true,
         "unknown" => {}
         "failed" => {
-            state.failed = true;
+            state.failures_in_a_row = 3;
             state.last_error = Some("connection refused".to_owned());
         }
         "cannot run" => state.cannot_run = Some("no such program".to_owned()),

@@ -3,16 +3,19 @@
 //! Refuses to trust a status alone (an engine may fail and yet have done it: look again), and to wait
 //! for ever: every call has a bound.
 
+mod exec;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
 use bollard::models::{
     ContainerInspectResponse, ContainerStateStatusEnum, ContainerUpdateBody, CreateImageInfo,
-    HealthStatusEnum,
+    HealthStatusEnum, NetworkSettings,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, EventsOptions, ListContainersOptions,
@@ -27,8 +30,8 @@ use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
 use super::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, ImageStore, NewContainer,
-    Operation, convert, labels,
+    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, Executed, ImageStore,
+    NewContainer, Operation, convert, labels,
 };
 use crate::fault::foreign;
 
@@ -177,11 +180,18 @@ impl Engine for DockerEngine {
             })
             .await?;
         let mut containers = Vec::with_capacity(listed.len());
+        let mut sharing = Vec::new();
         for id in listed.into_iter().filter_map(|summary| summary.id) {
             // One that vanished between the list and the look is simply not there.
             if let Some(found) = self.inspect(&id).await? {
+                sharing.extend(network_owner(&found).map(|owner| (containers.len(), owner)));
                 containers.push(container(found)?);
             }
+        }
+        for (position, owner) in sharing {
+            let mut all = containers.iter();
+            let owner = all.find(|found| found.id == owner || found.name == owner);
+            containers[position].addresses = owner.map_or(Vec::new(), |o| o.addresses.clone());
         }
         Ok(containers)
     }
@@ -364,6 +374,15 @@ impl Engine for DockerEngine {
         }
     }
 
+    async fn exec(
+        &self,
+        id: &str,
+        words: &[String],
+        timeout_ms: u64,
+    ) -> Result<Executed, EngineError> {
+        self.execute(id, words, timeout_ms).await
+    }
+
     async fn watch(&self, device: &DeviceId, nudge: impl Fn()) -> Result<(), EngineError> {
         let docker = self.docker(Operation::Watch).await?;
         let mut filters = own_label(device);
@@ -463,9 +482,12 @@ fn container(found: ContainerInspectResponse) -> Result<EngineContainer, EngineE
     })?;
     let state = found.state.unwrap_or_default();
     let exit_code = state.exit_code.unwrap_or(0);
+    let probe_error = state.health.as_ref().and_then(exec::health_check_fault);
     let health = state.health.and_then(|health| health.status);
     let host = found.host_config.unwrap_or_default();
     Ok(EngineContainer {
+        addresses: addresses(host.network_mode.as_deref(), found.network_settings),
+        probe_error,
         name: found
             .name
             .unwrap_or_default()
@@ -504,6 +526,27 @@ fn container(found: ContainerInspectResponse) -> Result<EngineContainer, EngineE
         start_error: foreign(&state.error.unwrap_or_default()),
         id,
     })
+}
+
+/// The container whose network this one uses, if it uses another's.
+fn network_owner(found: &ContainerInspectResponse) -> Option<String> {
+    let mode = found.host_config.as_ref()?.network_mode.as_deref()?;
+    mode.strip_prefix("container:").map(str::to_owned)
+}
+
+/// Where a container can be reached from the device; nowhere when it has no network of its own.
+fn addresses(mode: Option<&str>, settings: Option<NetworkSettings>) -> Vec<IpAddr> {
+    if mode == Some("host") {
+        return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    }
+    let endpoints = settings.and_then(|settings| settings.networks);
+    let addresses = endpoints.into_iter().flatten().flat_map(|(_, endpoint)| {
+        let v6 = endpoint.global_ipv6_address;
+        [endpoint.ip_address, v6].into_iter().flatten()
+    });
+    let mut addresses: Vec<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses
 }
 
 #[cfg(test)]

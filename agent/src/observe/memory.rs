@@ -124,6 +124,7 @@ pub(super) mod tests {
             restart: RestartPolicy::No,
             started_at: started_at.to_owned(),
             start_error: String::new(),
+            addresses: Vec::new(),
             probe_error: None,
             image_id: None,
             shares: None,

@@ -58,7 +58,7 @@ pub const FIELDS: [(&str, &str); 46] = [
     ("configs", "list of source, target, uid, gid, mode, content"),
     (
         "x-holdfast",
-        "how it is updated: strategy, handover_timeout, sandbox, soak, priority",
+        "how it is updated: strategy, handover_timeout, sandbox, soak, probe, windows, priority",
     ),
     // Read by the operator's CLI, which writes the variables into `environment`.
     (

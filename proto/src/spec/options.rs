@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::probe::Probe;
 use super::values::Period;
 use crate::problem::{FieldError, Pointer};
+use crate::window::{self, UpdateWindow};
 
 /// In which order the old and the new container of a service stop, download and start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +56,12 @@ pub struct UpdateOptions {
     /// unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub soak: Option<Period>,
+    /// How the agent itself asks a container on trial whether it is well, beside its `healthcheck`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+    /// When updates may begin; the device's own windows when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<UpdateWindow>,
     /// Services with a higher number are updated first; 0 unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<i32>,
@@ -71,6 +79,7 @@ impl UpdateOptions {
             let detail = "only means something with strategy hand-over";
             errors.push(at.member("handover_timeout").error(detail));
         }
+        window::check(&self.windows, &at.member("windows"), errors);
         if self
             .priority
             .is_some_and(|priority| priority.abs() > MAX_PRIORITY)

@@ -33,7 +33,7 @@ pub(crate) fn key(name: &str) -> ServiceKey {
 /// container spec, `A'` is A behind another index; `?` was never resolved; `arm` is for arm64 only.
 ///
 /// Words after the letter: `port=80`, `sandbox=off`, `restart=no`, `net=service:db`, `join=back`,
-/// `needs=db:healthy`, `strategy=hand-over`, `soak=5s`, `memory=64m`.
+/// `needs=db:healthy`, `strategy=hand-over`, `soak=5s`, `probe=80`, `memory=64m`.
 pub(crate) fn service(name: &str, spec: &str) -> ServiceTarget {
     let whole = spec;
     let spec = whole.split(' ').next().expect("a letter");
@@ -105,6 +105,11 @@ fn config(spec: &str, read_only: bool) -> ServiceSpec {
                 let (on, condition) = value.split_once(':').unwrap_or((value, "started"));
                 let condition = format!("service_{condition}");
                 json["depends_on"] = serde_json::json!({ on: { "condition": condition } });
+            }
+            "probe" => {
+                let port: u16 = value.parse().expect("a port");
+                let probe = serde_json::json!({ "tcp": { "port": port } });
+                options.insert("probe".to_owned(), probe);
             }
             "sandbox" => {
                 options.insert("sandbox".to_owned(), (value != "off").into());

@@ -107,3 +107,41 @@ fn the_restart_policy_survives_the_journey_to_the_engine_and_back() {
     }
     assert_eq!(convert::restart_from(None), RestartPolicy::No);
 }
+
+fn inspected(json: &str) -> EngineContainer {
+    container(serde_json::from_str(json).unwrap()).unwrap()
+}
+
+#[test]
+fn a_container_is_reached_at_its_own_addresses_or_at_the_devices() {
+    let found = inspected(
+        r#"{"Id":"c1","HostConfig":{"NetworkMode":"bridge"},"NetworkSettings":{"Networks":{
+            "b":{"IPAddress":"172.18.0.2","GlobalIPv6Address":"fd00::2"},
+            "a":{"IPAddress":"172.17.0.2","GlobalIPv6Address":""}}}}"#,
+    );
+    let written: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(written, ["172.17.0.2", "172.18.0.2", "fd00::2"]);
+    let found = inspected(r#"{"Id":"c1","HostConfig":{"NetworkMode":"host"}}"#);
+    assert_eq!(found.addresses, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
+    let found = inspected(r#"{"Id":"c1","HostConfig":{"NetworkMode":"none"}}"#);
+    assert_eq!(found.addresses, [] as [IpAddr; 0]);
+}
+
+#[test]
+fn a_health_check_that_cannot_run_is_told_from_one_that_says_no() {
+    let fault = |exit_code: i64, output: &str| {
+        let log = serde_json::json!([
+            { "ExitCode": 0, "Output": "" }, { "ExitCode": exit_code, "Output": output },
+        ]);
+        let state = serde_json::json!({ "Health": { "Status": "unhealthy", "Log": log } });
+        inspected(&serde_json::json!({ "Id": "c1", "State": state }).to_string()).probe_error
+    };
+    let missing = "OCI runtime exec failed: exec failed: unable to start container process: \
+        exec: \"/bin/sh\": stat /bin/sh: no such file or directory: unknown";
+    assert_eq!(fault(-1, missing), Some(missing.to_owned()));
+    assert!(fault(127, "sh: curl: not found").is_some());
+    assert_eq!(fault(-1, "Health check exceeded timeout (1s)"), None);
+    assert_eq!(fault(1, "no such file or directory"), None);
+    assert_eq!(fault(0, ""), None);
+    assert_eq!(inspected(r#"{"Id":"c1"}"#).probe_error, None);
+}
