@@ -15,10 +15,11 @@ impl<'a> View<'a> {
     pub(super) fn serve(&self, service: &ServiceTarget, stop_others: StopReason, plan: &mut Plan) {
         let link = self.link(service);
         let Some(container) = self.container_of(service, &link) else {
-            let ran_to_its_end = self
-                .history
-                .completed
-                .is_some_and(|identity| identity.matches(service));
+            let ran_to_its_end = ends_by_itself(service.config.restart_policy())
+                && self
+                    .history
+                    .completed
+                    .is_some_and(|identity| identity.matches(service));
             if !ran_to_its_end {
                 self.prepare(service, &link, plan);
             }
