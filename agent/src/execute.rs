@@ -191,18 +191,30 @@ impl<E: Engine> Execution<'_, E> {
         changed(&self.history, history)
     }
 
-    /// The history without containers that are gone, and without `started`, which runs again.
+    /// The history without containers that are gone, and without `started`, which runs again. An answer
+    /// that was lost when a container was made is filled in: its name is still the one it was given.
     fn tidied(&self, key: &ServiceKey, without: &str) -> ServiceHistory {
         let mut history = self.history.clone();
-        let exists = |id: &String| {
-            let containers = &mut self.observed.containers.iter();
-            containers.any(|container| container.key == *key && container.id == *id)
-        };
+        let containers = self.observed.containers.iter();
+        let containers = containers.map(|found| (&found.key, &found.id, &found.name));
+        let sandboxes = self.observed.sandboxes.iter();
+        let sandboxes = sandboxes.map(|found| (&found.key, &found.id, &found.name));
+        let own: Vec<(&String, &String)> = containers
+            .chain(sandboxes)
+            .filter(|(found, _, _)| *found == key)
+            .map(|(_, id, name)| (id, name))
+            .collect();
+        let exists = |id: &String| own.iter().any(|(found, _)| *found == id);
         history.interrupted.retain(|id| id != without && exists(id));
-        let sandboxes = &self.observed.sandboxes;
-        history
-            .made
-            .retain(|_, id| exists(id) || sandboxes.iter().any(|sandbox| sandbox.id == *id));
+        for (name, id) in &mut history.made {
+            if let Some((found, _)) = own
+                .iter()
+                .find(|(_, found)| id.is_empty() && *found == name)
+            {
+                id.clone_from(found);
+            }
+        }
+        history.made.retain(|_, id| exists(id));
         history
     }
 }

@@ -350,7 +350,7 @@ impl Model {
         if let Some(shares) = &started.network.shares {
             let sandbox = self.sandbox(shares).expect("its sandbox exists");
             assert!(
-                sandbox.state == ContainerState::Running,
+                sandbox.state.is_up(),
                 "an engine starts nothing in a network that is down"
             );
         }
