@@ -53,22 +53,17 @@ impl Lease {
         }
     }
 
-    /// Milliseconds left, having been seen first at `seen_ms`; `Some(None)` without an end.
-    fn left(&self, seen_ms: u64, now_ms: u64) -> Option<Option<u64>> {
-        let Some(seconds) = self.ttl_seconds else {
-            return Some(None);
-        };
-        let end_ms = seen_ms.saturating_add(seconds.saturating_mul(1_000));
-        let left_ms = end_ms.saturating_sub(now_ms);
-        (left_ms > 0).then_some(Some(left_ms))
-    }
-
-    /// The lock as it stands, if it still does.
+    /// The lock as it stands, first seen at `seen_ms`; none once its time is over.
     pub fn held(&self, seen_ms: u64, now_ms: u64) -> Option<Held> {
-        let left_ms = self.left(seen_ms, now_ms)?;
+        let end_ms = self
+            .ttl_seconds
+            .map(|seconds| seen_ms.saturating_add(seconds.saturating_mul(1_000)));
+        if end_ms.is_some_and(|end_ms| end_ms <= now_ms) {
+            return None;
+        }
         Some(Held {
             lease: self.clone(),
-            left_ms,
+            left_ms: end_ms.map(|end_ms| end_ms - now_ms),
         })
     }
 }
