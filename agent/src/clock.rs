@@ -4,6 +4,23 @@ use std::future::Future;
 
 use holdfast_proto::time::Timestamp;
 
+/// No device's clock can rightly show less: the day that this agent's source is from, or its build's
+/// `SOURCE_DATE_EPOCH`. Devices without a battery boot in 1970 until the network tells them better.
+pub const EARLIEST: Timestamp = Timestamp::from_millis(match option_env!("SOURCE_DATE_EPOCH") {
+    Some(text) => match i64::from_str_radix(text, 10) {
+        Ok(seconds) if seconds * 1_000 > SOURCE_DAY_MS => seconds * 1_000,
+        Ok(_) | Err(_) => SOURCE_DAY_MS,
+    },
+    None => SOURCE_DAY_MS,
+});
+/// 2026-11-21, moved on with each release.
+const SOURCE_DAY_MS: i64 = 1_795_219_200_000;
+
+/// Whether a clock that shows `now` may be right.
+pub fn is_plausible(now: Timestamp) -> bool {
+    now >= EARLIEST
+}
+
 /// The present, as the loops see it.
 pub trait Clock {
     /// Wall time: for reports and people; it may jump, and a device without a battery boots in 1970.

@@ -9,6 +9,7 @@ mod input;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use holdfast_proto::window::UpdateWindow;
 use serde::Serialize;
 use tracing::Level;
 
@@ -37,6 +38,10 @@ pub struct Settings {
     pub gate: GateSettings,
     /// Fetching images.
     pub pull: PullSettings,
+    /// When updates may begin.
+    pub updates: UpdateSettings,
+    /// What programs on this device may ask of the agent.
+    pub local_api: LocalApiSettings,
     /// The log.
     pub log: LogSettings,
     /// What an enrolment says of this device.
@@ -89,6 +94,22 @@ pub struct GateSettings {
 pub struct PullSettings {
     /// A pull without any progress for this long is given up and tried again later.
     pub no_progress_seconds: u64,
+}
+
+/// When updates may begin.
+#[derive(Clone, Debug, Serialize)]
+pub struct UpdateSettings {
+    /// Times of the week in which updates of this device may begin; always when there are none.
+    pub windows: Vec<UpdateWindow>,
+    /// The folder that services put their update locks in.
+    pub lock_dir: PathBuf,
+}
+
+/// What programs on this device may ask of the agent.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalApiSettings {
+    /// The unix socket it listens on.
+    pub socket: PathBuf,
 }
 
 /// The log.

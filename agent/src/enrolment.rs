@@ -2,9 +2,6 @@
 //!
 //! Refuses to show the token: no Debug, no Display, no log.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use holdfast_proto::id::DeviceId;
@@ -101,24 +98,10 @@ impl Enrolment {
     /// Writes it so that a power cut leaves the old file or the new one, readable by its owner only.
     pub fn store(&self, folder: &Path) -> Result<(), EnrolmentError> {
         let path = path_in(folder);
-        self.write(folder, &path)
-            .map_err(|source| EnrolmentError::Write { path, source })
-    }
-
-    fn write(&self, folder: &Path, path: &Path) -> std::io::Result<()> {
-        let fresh = folder.join("enrolment.json.new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        // An older file of that name would keep its own permissions.
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, path)?;
-        std::fs::File::open(folder)?.sync_all()
+        let written = serde_json::to_vec_pretty(self)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| crate::durable::replace(&path, &bytes));
+        written.map_err(|source| EnrolmentError::Write { path, source })
     }
 }
 
@@ -137,6 +120,8 @@ pub fn make_state_folder(folder: &Path) -> Result<(), EnrolmentError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn enrolment() -> Enrolment {

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow};
 use serde::Deserialize;
 
 use super::{
-    ApiSettings, DeviceSettings, DockerSettings, GateSettings, LogFormat, LogSettings,
-    PollSettings, PullSettings, ReportSettings, Settings,
+    ApiSettings, DeviceSettings, DockerSettings, GateSettings, LocalApiSettings, LogFormat,
+    LogSettings, PollSettings, PullSettings, ReportSettings, Settings, UpdateSettings,
 };
 use crate::control::client::Origin;
+use crate::permission::zone;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 9] = [
+pub(super) const SECTIONS: [&str; 11] = [
     "api",
     "state_dir",
     "docker",
@@ -21,6 +23,8 @@ pub(super) const SECTIONS: [&str; 9] = [
     "report",
     "gate",
     "pull",
+    "updates",
+    "local_api",
     "log",
     "device",
 ];
@@ -35,6 +39,8 @@ pub(super) struct Input {
     report: Report,
     gate: Gate,
     pull: Pull,
+    updates: Updates,
+    local_api: LocalApi,
     log: Log,
     device: Device,
 }
@@ -76,6 +82,19 @@ struct Gate {
 #[serde(default, deny_unknown_fields)]
 struct Pull {
     no_progress_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Updates {
+    windows: Vec<UpdateWindow>,
+    lock_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LocalApi {
+    socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,7 +154,12 @@ impl Input {
         let mut faults = Faults::default();
         let settings = Settings {
             api: api(self.api, &mut faults),
-            state_dir: state_dir(self.state_dir, &mut faults),
+            state_dir: path(
+                "state_dir",
+                self.state_dir,
+                "/var/lib/holdfast",
+                &mut faults,
+            ),
             docker: DockerSettings {
                 socket: socket(self.docker.socket.as_deref(), &mut faults),
             },
@@ -174,6 +198,15 @@ impl Input {
                     "pull.no_progress_seconds",
                     self.pull.no_progress_seconds.unwrap_or(60),
                     1..=3_600,
+                ),
+            },
+            updates: updates(self.updates, &mut faults),
+            local_api: LocalApiSettings {
+                socket: path(
+                    "local_api.socket",
+                    self.local_api.socket,
+                    "/run/holdfast/agent.sock",
+                    &mut faults,
                 ),
             },
             log: LogSettings {
@@ -219,12 +252,34 @@ fn api(input: Api, faults: &mut Faults) -> ApiSettings {
     }
 }
 
-fn state_dir(input: Option<PathBuf>, faults: &mut Faults) -> PathBuf {
-    let folder = input.unwrap_or_else(|| PathBuf::from("/var/lib/holdfast"));
-    if !folder.is_absolute() {
-        faults.add("state_dir", "write an absolute path");
+fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {
+    if input.windows.len() > MAX_WINDOWS {
+        let detail = format!("write at most {MAX_WINDOWS} windows");
+        faults.add("updates.windows", &detail);
     }
-    folder
+    for (position, window) in input.windows.iter().enumerate() {
+        if zone(&window.timezone).is_none() {
+            let detail = format!("there is no time zone {}", window.timezone);
+            faults.add(&format!("updates.windows[{position}].timezone"), &detail);
+        }
+    }
+    UpdateSettings {
+        windows: input.windows,
+        lock_dir: path(
+            "updates.lock_dir",
+            input.lock_dir,
+            "/run/holdfast/locks",
+            faults,
+        ),
+    }
+}
+
+fn path(key: &str, input: Option<PathBuf>, or: &str, faults: &mut Faults) -> PathBuf {
+    let path = input.unwrap_or_else(|| PathBuf::from(or));
+    if !path.is_absolute() {
+        faults.add(key, "write an absolute path");
+    }
+    path
 }
 
 fn socket(input: Option<&str>, faults: &mut Faults) -> PathBuf {

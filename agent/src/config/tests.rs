@@ -20,6 +20,12 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(settings.gate.stable_seconds, 10);
     assert_eq!(settings.gate.healthy_timeout_seconds, 120);
     assert_eq!(settings.pull.no_progress_seconds, 60);
+    assert_eq!(settings.updates.windows, []);
+    assert_eq!(settings.updates.lock_dir, Path::new("/run/holdfast/locks"));
+    assert_eq!(
+        settings.local_api.socket,
+        Path::new("/run/holdfast/agent.sock")
+    );
     assert_eq!(settings.log.level, Level::INFO);
 }
 
@@ -83,6 +89,18 @@ fn faults_name_the_key_and_what_to_write() {
         ("api: {url: 'ftp://x'}", "api.url: "),
         ("api: {url: 'https://user:pw@x'}", "api.url: "),
         ("state_dir: here", "state_dir: write an absolute path"),
+        (
+            "local_api: {socket: s}",
+            "local_api.socket: write an absolute path",
+        ),
+        (
+            "updates: {windows: [{start: '22:00', end: '25:00', timezone: UTC}]}",
+            "updates.windows[0].end: `25:00` is no time of day",
+        ),
+        (
+            "updates: {windows: [{start: '22:00', end: '04:00', timezone: Europe/Berlingo}]}",
+            "updates.windows[0].timezone: there is no time zone Europe/Berlingo",
+        ),
         ("api: {ca_file: /no/such}", "api.ca_file: there is no file"),
         ("[1", "agent.yaml is not valid YAML"),
     ] {
