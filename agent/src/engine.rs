@@ -5,6 +5,7 @@
 pub mod convert;
 pub mod docker;
 pub mod labels;
+pub mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
