@@ -243,5 +243,4 @@ fn remove_if_empty(folder: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-}
+mod tests;

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, EndpointSettings, HealthConfig, HostConfig,
-    HostConfigLogConfig, NetworkingConfig, PortBinding, ResourcesUlimits,
+    ContainerCreateBody, ContainerUpdateBody, DeviceMapping, EndpointSettings, HealthConfig,
+    HostConfig, HostConfigLogConfig, NetworkingConfig, PortBinding, ResourcesUlimits,
     RestartPolicy as EngineRestart, RestartPolicyNameEnum,
 };
 use holdfast_plan::{Amounts, is_of_the_network};
@@ -289,9 +289,10 @@ fn network_mode(new: &NewContainer<'_>, spec: &ServiceSpec) -> Result<String, Un
         NewNetwork::Own(networks) => networks,
     };
     match (&spec.network_mode, networks.first()) {
-        (Some(NetworkMode::Service(_)), _) => {
-            Err(unsupported("network_mode", "its service has no network yet"))
-        }
+        (Some(NetworkMode::Service(_)), _) => Err(unsupported(
+            "network_mode",
+            "its service has no network yet",
+        )),
         (Some(NetworkMode::Host), _) => Ok("host".to_owned()),
         (Some(NetworkMode::None), _) => Ok("none".to_owned()),
         (None, Some((network, _))) => Ok(network.clone()),
@@ -337,6 +338,53 @@ fn health(check: &Healthcheck) -> HealthConfig {
         retries: check.retries.map(i64::from),
         start_period: check.start_period.map(nanos),
         start_interval: check.start_interval.map(nanos),
+    }
+}
+
+/// More memory than any device has: engines cannot take a limit away from a container that has one.
+pub(super) const NO_MEMORY_LIMIT: u64 = 1 << 62;
+/// The same of memory and swap together; a multiple of every page size.
+const NO_SWAP_LIMIT: i64 = i64::MAX & !0xffff;
+/// A limit of all processors less this means none: engines can raise one but not take it away.
+const NO_CPU_LIMIT_MARK: u64 = 1;
+
+/// Whether a processor limit is one that [`amounts_body`] wrote for "none".
+pub(super) fn is_no_cpu_limit(nano_cpus: u64) -> bool {
+    const PROCESSOR: u64 = 1_000_000_000;
+    nano_cpus % PROCESSOR == PROCESSOR - NO_CPU_LIMIT_MARK
+}
+
+/// The engine's update call that changes a container's resources, on a device with so many processors.
+pub(super) fn amounts_body(now: Amounts, wanted: Amounts, processors: u64) -> ContainerUpdateBody {
+    let differs = |one: u64, other: u64, value: i64| Some(value).filter(|_| one != other);
+    // Memory may not exceed memory and swap together: both change at once. Twice is what engines
+    // choose by themselves for a new container.
+    let (memory, swap) = match wanted.memory {
+        0 => (whole(NO_MEMORY_LIMIT), NO_SWAP_LIMIT),
+        bytes => (whole(bytes), whole(bytes.saturating_mul(2))),
+    };
+    let nano_cpus = match wanted.nano_cpus {
+        0 => whole((processors * 1_000_000_000).saturating_sub(NO_CPU_LIMIT_MARK)),
+        nanos => whole(nanos),
+    };
+    let or_none = |amount: u64| {
+        if amount == 0 {
+            UNLIMITED
+        } else {
+            whole(amount)
+        }
+    };
+    ContainerUpdateBody {
+        memory: differs(now.memory, wanted.memory, memory),
+        memory_swap: differs(now.memory, wanted.memory, swap),
+        memory_reservation: differs(
+            now.memory_reservation,
+            wanted.memory_reservation,
+            or_none(wanted.memory_reservation),
+        ),
+        nano_cpus: differs(now.nano_cpus, wanted.nano_cpus, nano_cpus),
+        pids_limit: differs(now.pids, wanted.pids, or_none(wanted.pids)),
+        ..ContainerUpdateBody::default()
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod archive;
 
-pub(crate) use archive::image;
+pub(crate) use archive::{USER, image};
 
 use holdfast_proto::image::Platform;
 

@@ -16,7 +16,10 @@ use crate::secrets;
 
 /// The mounts in the engine's short form.
 pub(super) fn binds(spec: &ServiceSpec) -> impl Iterator<Item = String> {
-    spec.volumes.iter().filter(|mount| is_short_bind(mount)).map(bind)
+    spec.volumes
+        .iter()
+        .filter(|mount| is_short_bind(mount))
+        .map(bind)
 }
 
 /// The mounts in the engine's long form: all others, then the files of secrets and configs.

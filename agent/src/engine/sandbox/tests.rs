@@ -59,7 +59,12 @@ fn the_archive_is_a_tar_file_that_tar_reads() {
     assert_eq!(names.len(), 3, "{listing}");
     assert!(names[0].ends_with(".json"), "{listing}");
     assert_eq!(names[1..], ["layer.tar", "manifest.json"]);
-    assert!(listing.lines().all(|line| line.starts_with("-r--r--r-- 0/0")), "{listing}");
+    assert!(
+        listing
+            .lines()
+            .all(|line| line.starts_with("-r--r--r-- 0/0")),
+        "{listing}"
+    );
 }
 
 /// Runs the file for the machine that tests run on; the others run in the lab's tests.
