@@ -28,6 +28,10 @@ pub struct Settings {
     pub api: ApiSettings,
     /// Where the agent keeps what must survive a restart.
     pub state_dir: PathBuf,
+    /// Where it keeps what must not survive one: a folder in memory.
+    pub runtime_dir: PathBuf,
+    /// Whether secrets may be written although the runtime folder is on a disk.
+    pub secrets_on_disk: bool,
     /// The container engine.
     pub docker: DockerSettings,
     /// Asking for the target.

@@ -5,6 +5,7 @@
 pub mod convert;
 pub mod docker;
 pub mod labels;
+pub mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
@@ -142,8 +143,8 @@ pub enum EngineError {
         /// How long it stood still.
         no_progress_ms: u64,
     },
-    /// A container's name belongs to a container that is not ours.
-    #[error("the name {name} belongs to a container that Holdfast did not make")]
+    /// A name belongs to a container or network that is not ours.
+    #[error("the name {name} belongs to something that Holdfast did not make")]
     ForeignName {
         /// The name.
         name: String,

@@ -22,6 +22,7 @@ pub mod permission;
 pub mod reconcile;
 pub mod retry;
 pub mod run;
+pub mod secrets;
 pub mod shared;
 pub mod system;
 pub mod telemetry;

@@ -80,7 +80,7 @@ pub async fn run(settings: &Settings) -> Result<(), RunError> {
     let client = client(settings, &enrolment)?;
     let (clock, random) = (SystemClock::start(), SystemRandomness);
     let notifier = Notifier::from_env();
-    let engine = DockerEngine::new(&settings.docker.socket);
+    let engine = DockerEngine::new(&settings.docker.socket, &settings.runtime_dir);
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();

@@ -46,7 +46,7 @@ pub(super) async fn enroll(
             None
         }
     };
-    let engine = DockerEngine::new(&settings.docker.socket);
+    let engine = DockerEngine::new(&settings.docker.socket, &settings.runtime_dir);
     let platform = match engine.describe().await {
         Ok(info) => info.platform,
         Err(error) => {

@@ -54,7 +54,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         target: TargetState::empty(enrolment.uuid),
         etag: None,
     });
-    let engine = DockerEngine::new(&settings.docker.socket);
+    let engine = DockerEngine::new(&settings.docker.socket, &settings.runtime_dir);
     let info = engine.describe().await?;
     let clock = SystemClock::start();
     let subject = Subject {

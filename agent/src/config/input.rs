@@ -18,6 +18,8 @@ use crate::telemetry::LEVELS;
 pub(super) const SECTIONS: [&str; 11] = [
     "api",
     "state_dir",
+    "runtime_dir",
+    "secrets_on_disk",
     "docker",
     "poll",
     "report",
@@ -34,6 +36,8 @@ pub(super) const SECTIONS: [&str; 11] = [
 pub(super) struct Input {
     api: Api,
     state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    secrets_on_disk: bool,
     docker: Docker,
     poll: Poll,
     report: Report,
@@ -160,6 +164,13 @@ impl Input {
                 "/var/lib/holdfast",
                 &mut faults,
             ),
+            runtime_dir: path(
+                "runtime_dir",
+                self.runtime_dir,
+                "/run/holdfast",
+                &mut faults,
+            ),
+            secrets_on_disk: self.secrets_on_disk,
             docker: DockerSettings {
                 socket: socket(self.docker.socket.as_deref(), &mut faults),
             },

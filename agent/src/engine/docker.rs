@@ -4,34 +4,35 @@
 //! for ever: every call has a bound.
 
 mod exec;
+mod image;
+mod network;
+mod read;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerUpdateBody, CreateImageInfo,
-    HealthStatusEnum, NetworkSettings,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, SystemVersion,
 };
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, EventsOptions, ListContainersOptions,
-    RemoveContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions,
+    RenameContainerOptions, StopContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt as _;
-use holdfast_plan::{ContainerState, Health};
+use holdfast_plan::{Amounts, ContainerState, NetworkKey};
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::Platform;
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
 use super::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, Executed, ImageStore,
-    NewContainer, Operation, convert, labels,
+    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed,
+    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, labels, sandbox,
 };
 use crate::fault::foreign;
 
@@ -61,33 +62,52 @@ const EVENTS: [&str; 9] = [
     "update",
 ];
 
-/// A Docker engine behind a unix socket.
+/// An engine with Docker's API behind a unix socket.
 pub struct DockerEngine {
     socket: PathBuf,
+    runtime_dir: PathBuf,
     /// None until a version was agreed on, and again after the engine was away: it may come back newer.
-    agreed: RefCell<Option<Docker>>,
+    agreed: RefCell<Option<Agreed>>,
+}
+
+/// A connection whose API version both sides know.
+#[derive(Clone)]
+struct Agreed {
+    docker: Docker,
+    is_podman: bool,
 }
 
 impl DockerEngine {
-    /// The engine behind `socket`; nothing is connected yet.
-    pub fn new(socket: &Path) -> Self {
+    /// The engine behind `socket`; nothing is connected yet. The files of secrets are below
+    /// `runtime_dir`, see [`crate::secrets`].
+    pub fn new(socket: &Path, runtime_dir: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
+            runtime_dir: runtime_dir.to_owned(),
             agreed: RefCell::new(None),
         }
     }
 
-    /// A connection with an agreed API version.
-    async fn docker(&self, operation: Operation) -> Result<Docker, EngineError> {
-        if let Some(docker) = self.agreed.borrow().as_ref() {
-            return Ok(docker.clone());
+    async fn agreed(&self, operation: Operation) -> Result<Agreed, EngineError> {
+        if let Some(agreed) = self.agreed.borrow().as_ref() {
+            return Ok(agreed.clone());
         }
         let path = self.socket.to_string_lossy();
         let docker = Docker::connect_with_unix(&path, NO_BOUND_SECONDS, API_DEFAULT_VERSION)
             .map_err(|error| fault(operation, error))?;
         let docker = bounded(operation, READ_TIMEOUT, docker.negotiate_version()).await?;
-        *self.agreed.borrow_mut() = Some(docker.clone());
-        Ok(docker)
+        let version = bounded(operation, READ_TIMEOUT, docker.version()).await?;
+        let agreed = Agreed {
+            docker,
+            is_podman: is_podman(&version),
+        };
+        *self.agreed.borrow_mut() = Some(agreed.clone());
+        Ok(agreed)
+    }
+
+    /// A connection with an agreed API version.
+    async fn docker(&self, operation: Operation) -> Result<Docker, EngineError> {
+        Ok(self.agreed(operation).await?.docker)
     }
 
     /// Runs one call; an engine that was away is asked for its version again next time.
@@ -99,10 +119,15 @@ impl DockerEngine {
     ) -> Result<T, EngineError> {
         let docker = self.docker(operation).await?;
         let outcome = bounded(operation, timeout, call(docker)).await;
-        if outcome.as_ref().is_err_and(EngineError::is_engine_away) {
+        outcome.map_err(|failure| self.noted(failure))
+    }
+
+    /// Forgets the agreed version after a failure that another engine may be behind.
+    fn noted(&self, failure: EngineError) -> EngineError {
+        if failure.is_engine_away() {
             self.forget_version();
         }
-        outcome
+        failure
     }
 
     fn forget_version(&self) {
@@ -116,6 +141,53 @@ impl DockerEngine {
             })
             .await;
         absent_is_none(found)
+    }
+
+    async fn look(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
+        self.inspect(id).await?.map(read::container).transpose()
+    }
+
+    /// A container that must be there for what is asked of it.
+    async fn must_find(
+        &self,
+        operation: Operation,
+        id: &str,
+    ) -> Result<EngineContainer, EngineError> {
+        self.look(id).await?.ok_or_else(|| EngineError::Refused {
+            operation,
+            status: 404,
+            message: format!("there is no container {id}"),
+        })
+    }
+
+    /// Makes a container; `is_it` tells whether one of that name is what was asked for.
+    async fn create_named(
+        &self,
+        name: &str,
+        body: ContainerCreateBody,
+        is_it: impl Fn(&EngineContainer) -> bool,
+    ) -> Result<String, EngineError> {
+        let options = CreateContainerOptions {
+            name: Some(name.to_owned()),
+            ..CreateContainerOptions::default()
+        };
+        let outcome = self
+            .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
+                docker.create_container(Some(options), body).await
+            })
+            .await;
+        let failure = match outcome {
+            Ok(created) => return Ok(created.id),
+            Err(failure) => failure,
+        };
+        // The answer may have been lost after the work was done, or the name be a stranger's.
+        match self.look(name).await? {
+            Some(found) if is_it(&found) => Ok(found.id),
+            Some(_) => Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            }),
+            None => Err(failure),
+        }
     }
 
     /// Waits until a removal that somebody else began has ended.
@@ -136,8 +208,8 @@ impl DockerEngine {
 impl Engine for DockerEngine {
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         self.forget_version();
-        let docker = self.docker(Operation::Describe).await?;
-        let api_version = docker.client_version();
+        let agreed = self.agreed(Operation::Describe).await?;
+        let api_version = agreed.docker.client_version();
         let info = self
             .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
                 docker.info().await
@@ -154,8 +226,15 @@ impl Engine for DockerEngine {
                     .get(1)
                     .is_some_and(|kind| kind.starts_with("io.containerd."))
         });
+        let root = info.docker_root_dir.unwrap_or_default();
+        // Podman makes up another id for each answer; its store stays where it is.
+        let id = if agreed.is_podman {
+            format!("podman:{root}")
+        } else {
+            info.id.unwrap_or_default()
+        };
         Ok(EngineInfo {
-            id: info.id.unwrap_or_default(),
+            id,
             version: info.server_version.unwrap_or_default(),
             api_version: api_version.to_string(),
             store: if is_containerd {
@@ -164,7 +243,7 @@ impl Engine for DockerEngine {
                 ImageStore::Classic
             },
             platform: Platform::new(&os, &architecture, None),
-            root: info.docker_root_dir.unwrap_or_default(),
+            root,
         })
     }
 
@@ -184,42 +263,29 @@ impl Engine for DockerEngine {
         for id in listed.into_iter().filter_map(|summary| summary.id) {
             // One that vanished between the list and the look is simply not there.
             if let Some(found) = self.inspect(&id).await? {
-                sharing.extend(network_owner(&found).map(|owner| (containers.len(), owner)));
-                containers.push(container(found)?);
+                let found = read::container(found)?;
+                sharing.extend(found.shares.clone().map(|owner| (containers.len(), owner)));
+                containers.push(found);
             }
         }
         for (position, owner) in sharing {
             let mut all = containers.iter();
-            let owner = all.find(|found| found.id == owner || found.name == owner);
-            containers[position].addresses = owner.map_or(Vec::new(), |o| o.addresses.clone());
+            let Some(owner) = all.find(|found| found.id == owner || found.name == owner) else {
+                continue;
+            };
+            let (id, addresses) = (owner.id.clone(), owner.addresses.clone());
+            containers[position].shares = Some(id);
+            containers[position].addresses = addresses;
         }
         Ok(containers)
     }
 
     async fn container(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
-        self.inspect(id).await?.map(container).transpose()
+        self.look(id).await
     }
 
     async fn image(&self, pinned: &str) -> Result<Option<EngineImage>, EngineError> {
-        let found = self
-            .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {
-                docker.inspect_image(pinned).await
-            })
-            .await;
-        let Some(image) = absent_is_none(found)? else {
-            return Ok(None);
-        };
-        let os = image.os.unwrap_or_else(|| "linux".to_owned());
-        let architecture = image.architecture.unwrap_or_default();
-        let descriptor = image.descriptor.and_then(|descriptor| descriptor.digest);
-        Ok(Some(EngineImage {
-            ids: [image.id, descriptor]
-                .into_iter()
-                .flatten()
-                .filter_map(|text| text.parse().ok())
-                .collect(),
-            platform: Platform::new(&os, &architecture, image.variant.as_deref()),
-        }))
+        self.find_image(pinned).await
     }
 
     async fn pull(
@@ -228,60 +294,35 @@ impl Engine for DockerEngine {
         platform: &Platform,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
-        let docker = self.docker(Operation::Pull).await?;
-        let options = CreateImageOptions {
-            from_image: Some(pinned.to_owned()),
-            platform: platform.to_string(),
-            ..CreateImageOptions::default()
-        };
-        let stream = docker.create_image(Some(options), None, None);
-        let mut stream = std::pin::pin!(stream);
-        let mut layers = HashMap::new();
-        let patience = Duration::from_millis(no_progress_ms);
-        let mut deadline = tokio::time::Instant::now() + patience;
-        loop {
-            // Dropping the stream closes the connection, which cancels the pull.
-            let next = tokio::time::timeout_at(deadline, stream.next()).await;
-            match next.map_err(|_| EngineError::PullStalled { no_progress_ms })? {
-                None => return Ok(()),
-                Some(Ok(message)) => {
-                    if progressed(&mut layers, message) {
-                        deadline = tokio::time::Instant::now() + patience;
-                    }
-                }
-                Some(Err(DockerError::DockerStreamError { error })) => {
-                    return Err(EngineError::PullBroke {
-                        message: foreign(&error),
-                    });
-                }
-                Some(Err(error)) => return Err(fault(Operation::Pull, error)),
-            }
-        }
+        self.pull_image(pinned, platform, no_progress_ms).await
     }
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
-        let body = convert::create_body(new)?;
-        let options = CreateContainerOptions {
-            name: Some(new.name.to_owned()),
-            ..CreateContainerOptions::default()
+        let version = self.docker(Operation::Create).await?.client_version();
+        let around = convert::Surroundings {
+            api_version: (version.major_version, version.minor_version),
+            runtime_dir: &self.runtime_dir,
         };
-        let outcome = self
-            .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
-                docker.create_container(Some(options), body).await
-            })
+        let body = convert::create_body(new, around)?;
+        self.create_named(new.name, body, |found| is_what_was_asked(found, new))
+            .await
+    }
+
+    async fn create_sandbox(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
+        let is_it = |found: &EngineContainer| is_this_sandbox(found, new);
+        let first = self
+            .create_named(new.name, convert::sandbox_body(new), is_it)
             .await;
-        let failure = match outcome {
-            Ok(created) => return Ok(created.id),
-            Err(failure) => failure,
+        let Err(EngineError::Refused { status: 404, .. }) = &first else {
+            return first;
         };
-        // The answer may have been lost after the work was done, or the name be a stranger's.
-        match self.container(new.name).await? {
-            Some(found) if is_what_was_asked(&found, new) => Ok(found.id),
-            Some(_) => Err(EngineError::ForeignName {
-                name: new.name.to_owned(),
-            }),
-            None => Err(failure),
+        if self.find_image(sandbox::IMAGE).await?.is_some() {
+            // It is a network that is missing.
+            return first;
         }
+        self.load_sandbox_image().await?;
+        self.create_named(new.name, convert::sandbox_body(new), is_it)
+            .await
     }
 
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {
@@ -305,7 +346,7 @@ impl Engine for DockerEngine {
             return Ok(());
         };
         // An engine on a full disk starts a container and says that it did not.
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state.is_up() => Ok(()),
             Some(_) | None => Err(failure),
         }
@@ -331,7 +372,7 @@ impl Engine for DockerEngine {
         let Err(failure) = outcome else {
             return Ok(());
         };
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state.is_up() => Err(failure),
             Some(_) | None => Ok(()),
         }
@@ -346,7 +387,7 @@ impl Engine for DockerEngine {
         let Err(failure) = outcome else {
             return Ok(());
         };
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state == ContainerState::Paused => Err(failure),
             Some(_) | None => Ok(()),
         }
@@ -372,6 +413,84 @@ impl Engine for DockerEngine {
             }) if message.contains("in progress") => self.wait_for_removal(id).await,
             other => other,
         }
+    }
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
+        let options = RenameContainerOptions {
+            name: name.to_owned(),
+        };
+        let outcome = self
+            .call(Operation::Rename, CHANGE_TIMEOUT, |docker| async move {
+                docker.rename_container(id, options).await
+            })
+            .await;
+        let Err(failure) = outcome else {
+            return Ok(());
+        };
+        match self.look(name).await? {
+            Some(found) if found.id == id => Ok(()),
+            Some(_) => Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            }),
+            None => Err(failure),
+        }
+    }
+
+    async fn set_amounts(&self, id: &str, amounts: Amounts) -> Result<(), EngineError> {
+        let found = self.must_find(Operation::SetAmounts, id).await?;
+        let info = self
+            .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
+                docker.info().await
+            })
+            .await?;
+        let processors = info.ncpu.and_then(|count| u64::try_from(count).ok());
+        let update = convert::amounts_body(found.amounts, amounts, processors.unwrap_or(1));
+        self.call(Operation::SetAmounts, CHANGE_TIMEOUT, |docker| async move {
+            docker.update_container(id, update).await
+        })
+        .await
+    }
+
+    async fn networks(&self, device: &DeviceId) -> Result<Vec<EngineNetwork>, EngineError> {
+        self.list_networks(own_label(device)).await
+    }
+
+    async fn create_network(
+        &self,
+        device: &DeviceId,
+        key: &NetworkKey,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        self.make_network(device, key, name).await
+    }
+
+    async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
+        self.delete_network(id).await
+    }
+
+    async fn connect(
+        &self,
+        network: &str,
+        container: &str,
+        aliases: &[String],
+    ) -> Result<(), EngineError> {
+        self.connect_to(network, container, aliases).await
+    }
+
+    async fn disconnect(&self, network: &str, container: &str) -> Result<(), EngineError> {
+        self.disconnect_from(network, container).await
+    }
+
+    async fn images(&self) -> Result<Vec<StoredImage>, EngineError> {
+        self.list_images().await
+    }
+
+    async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
+        self.tag_image(image, name).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), EngineError> {
+        self.remove_image_or_name(image).await
     }
 
     async fn exec(
@@ -450,20 +569,19 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether a pull's message says that something moved. The engine repeats "Retrying in n seconds"
-/// while nothing does; its own retries end by themselves, and ours are longer.
-fn progressed(layers: &mut HashMap<String, (String, i64)>, message: CreateImageInfo) -> bool {
-    let status = message.status.unwrap_or_default();
-    if status.starts_with("Retrying") {
-        return false;
-    }
-    let current = message
-        .progress_detail
-        .and_then(|detail| detail.current)
-        .unwrap_or(0);
-    let seen = (status, current);
-    let before = layers.insert(message.id.unwrap_or_default(), seen.clone());
-    before != Some(seen)
+/// The engine's version names its components; Docker's is called "Engine".
+fn is_podman(version: &SystemVersion) -> bool {
+    let mut components = version.components.iter().flatten();
+    components.any(|component| component.name.starts_with("Podman"))
+}
+
+fn is_this_sandbox(found: &EngineContainer, new: &NewSandbox<'_>) -> bool {
+    labels::belongs_to(&found.labels, new.device)
+        && labels::read(&found.labels).is_some_and(|own| {
+            own.key == *new.key
+                && own.generation == new.generation
+                && own.sandbox_hash == Some(new.spec.hash())
+        })
 }
 
 fn is_what_was_asked(found: &EngineContainer, new: &NewContainer<'_>) -> bool {
@@ -474,79 +592,6 @@ fn is_what_was_asked(found: &EngineContainer, new: &NewContainer<'_>) -> bool {
                 && own.generation == new.generation
                 && Some(own.identity) == identity
         })
-}
-
-fn container(found: ContainerInspectResponse) -> Result<EngineContainer, EngineError> {
-    let id = found.id.ok_or_else(|| EngineError::Nonsense {
-        detail: "a container has no id".to_owned(),
-    })?;
-    let state = found.state.unwrap_or_default();
-    let exit_code = state.exit_code.unwrap_or(0);
-    let probe_error = state.health.as_ref().and_then(exec::health_check_fault);
-    let health = state.health.and_then(|health| health.status);
-    let host = found.host_config.unwrap_or_default();
-    Ok(EngineContainer {
-        addresses: addresses(host.network_mode.as_deref(), found.network_settings),
-        probe_error,
-        name: found
-            .name
-            .unwrap_or_default()
-            .trim_start_matches('/')
-            .to_owned(),
-        labels: found
-            .config
-            .and_then(|config| config.labels)
-            .unwrap_or_default(),
-        state: match state.status {
-            Some(ContainerStateStatusEnum::CREATED) => ContainerState::Created,
-            Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => {
-                ContainerState::Running
-            }
-            Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
-            Some(ContainerStateStatusEnum::RESTARTING) => ContainerState::Restarting,
-            Some(ContainerStateStatusEnum::REMOVING) => ContainerState::Removing,
-            Some(ContainerStateStatusEnum::DEAD) => ContainerState::Dead,
-            Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::EMPTY) | None => {
-                ContainerState::Exited { code: exit_code }
-            }
-        },
-        health: match health {
-            Some(HealthStatusEnum::STARTING) => Some(Health::Starting),
-            Some(HealthStatusEnum::HEALTHY) => Some(Health::Healthy),
-            Some(HealthStatusEnum::UNHEALTHY) => Some(Health::Unhealthy),
-            Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => None,
-        },
-        restart_count: found
-            .restart_count
-            .and_then(|count| u64::try_from(count).ok())
-            .unwrap_or(0),
-        oom_killed: state.oom_killed.unwrap_or(false),
-        restart: convert::restart_from(host.restart_policy.as_ref()),
-        started_at: state.started_at.unwrap_or_default(),
-        start_error: foreign(&state.error.unwrap_or_default()),
-        id,
-    })
-}
-
-/// The container whose network this one uses, if it uses another's.
-fn network_owner(found: &ContainerInspectResponse) -> Option<String> {
-    let mode = found.host_config.as_ref()?.network_mode.as_deref()?;
-    mode.strip_prefix("container:").map(str::to_owned)
-}
-
-/// Where a container can be reached from the device; nowhere when it has no network of its own.
-fn addresses(mode: Option<&str>, settings: Option<NetworkSettings>) -> Vec<IpAddr> {
-    if mode == Some("host") {
-        return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    }
-    let endpoints = settings.and_then(|settings| settings.networks);
-    let addresses = endpoints.into_iter().flatten().flat_map(|(_, endpoint)| {
-        let v6 = endpoint.global_ipv6_address;
-        [endpoint.ip_address, v6].into_iter().flatten()
-    });
-    let mut addresses: Vec<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
-    addresses.sort_unstable();
-    addresses
 }
 
 #[cfg(test)]

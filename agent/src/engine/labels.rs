@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use holdfast_plan::NetworkKey;
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::{ConfigDigest, Digest};
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
-use super::NewContainer;
+use super::{NewContainer, NewSandbox};
 
 /// `true` on every container of Holdfast.
 pub const MANAGED: &str = "io.holdfast.managed";
@@ -67,6 +68,33 @@ pub fn write(new: &NewContainer<'_>, identity: &Identity) -> HashMap<String, Str
         (CONFIG_DIGEST, identity.config_digest.to_string()),
         (IMAGE, new.service.image_name.clone()),
         (RESTART, restart.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// The labels of a sandbox to make.
+pub(crate) fn write_sandbox(new: &NewSandbox<'_>) -> HashMap<String, String> {
+    [
+        (MANAGED, "true".to_owned()),
+        (DEVICE, new.device.to_string()),
+        (APP, new.key.app.to_string()),
+        (SERVICE, new.key.service.to_string()),
+        (GENERATION, new.generation.to_string()),
+        (ROLE, SANDBOX_ROLE.to_owned()),
+        (SANDBOX_HASH, new.spec.hash()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// The labels of an app's network to make.
+pub(crate) fn write_network(device: &DeviceId, key: &NetworkKey) -> HashMap<String, String> {
+    [
+        (MANAGED, "true".to_owned()),
+        (DEVICE, device.to_string()),
+        (APP, key.app.to_string()),
+        (NETWORK, key.network.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()

@@ -1,7 +1,14 @@
 //! Facts about reading what an engine answers.
 
-use bollard::models::ProgressDetail;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
+use bollard::models::{ContainerInspectResponse, CreateImageInfo, ProgressDetail};
+use holdfast_plan::Published;
+use holdfast_proto::spec::Protocol;
+
+use super::image::progressed;
+use super::read::container;
 use super::*;
 
 fn refused(operation: Operation, status: u16) -> EngineError {
@@ -144,4 +151,66 @@ fn a_health_check_that_cannot_run_is_told_from_one_that_says_no() {
     assert_eq!(fault(1, "no such file or directory"), None);
     assert_eq!(fault(0, ""), None);
     assert_eq!(inspected(r#"{"Id":"c1"}"#).probe_error, None);
+}
+
+#[test]
+fn what_an_engine_writes_for_none_is_none() {
+    for json in [
+        r#"{"Id":"c1","HostConfig":{"Memory":0,"MemoryReservation":-1,"NanoCpus":0,"PidsLimit":null}}"#,
+        r#"{"Id":"c1","HostConfig":{"Memory":4611686018427387904,"NanoCpus":3999999999,"PidsLimit":-1}}"#,
+        r#"{"Id":"c1"}"#,
+    ] {
+        assert_eq!(inspected(json).amounts, Amounts::default(), "{json}");
+    }
+    let found = inspected(
+        r#"{"Id":"c1","HostConfig":{"Memory":64,"MemoryReservation":32,"NanoCpus":5,"PidsLimit":7}}"#,
+    );
+    let expected = Amounts {
+        memory: 64,
+        memory_reservation: 32,
+        nano_cpus: 5,
+        pids: 7,
+    };
+    assert_eq!(found.amounts, expected);
+}
+
+#[test]
+fn ports_are_published_where_the_device_forwards_them() {
+    let found = inspected(
+        r#"{"Id":"c1","NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},
+            {"HostIp":"::","HostPort":"8080"}],"53/udp":[{"HostPort":"53"}],"90/tcp":null}}}"#,
+    );
+    let published = |target, protocol, host| Published {
+        target,
+        protocol,
+        host,
+    };
+    let expected = [
+        published(53, Protocol::Udp, 53),
+        published(80, Protocol::Tcp, 8080),
+    ];
+    assert_eq!(found.published, BTreeSet::from(expected));
+}
+
+#[test]
+fn connections_are_told_with_their_names() {
+    let found = inspected(
+        r#"{"Id":"c1","Image":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "HostConfig":{"NetworkMode":"container:c0ffee"},
+            "NetworkSettings":{"Networks":{"n":{"NetworkID":"","Aliases":null,"IPAddress":""},
+                "m":{"NetworkID":"m1","Aliases":["web"],"IPAddress":"10.0.0.2"}}}}"#,
+    );
+    assert_eq!(found.shares.as_deref(), Some("c0ffee"));
+    assert!(found.image_id.is_some());
+    assert_eq!(
+        found.networks["n"],
+        super::super::EngineAttachment::default()
+    );
+    let joined = &found.networks["m"];
+    assert_eq!(joined.network_id, "m1");
+    assert!(joined.aliases.contains("web"));
+    assert_eq!(
+        joined.address.map(|ip| ip.to_string()).as_deref(),
+        Some("10.0.0.2")
+    );
 }
