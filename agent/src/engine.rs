@@ -4,6 +4,7 @@
 
 pub mod convert;
 pub mod docker;
+pub mod guard;
 pub mod labels;
 
 use std::collections::HashMap;
@@ -118,6 +119,9 @@ pub enum EngineError {
     /// The spec asks for something that this agent cannot apply.
     #[error(transparent)]
     Unsupported(#[from] convert::Unsupported),
+    /// The device's own policy does not allow the request; the engine was not asked.
+    #[error(transparent)]
+    Forbidden(#[from] crate::policy::Refusal),
     /// The answer makes no sense.
     #[error("the engine's answer cannot be understood: {detail}")]
     Nonsense {
@@ -137,6 +141,7 @@ impl EngineError {
             | Self::PullStalled { .. }
             | Self::ForeignName { .. }
             | Self::Unsupported(_)
+            | Self::Forbidden(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -144,7 +149,7 @@ impl EngineError {
     /// Whether the same request would be refused again, however often it is repeated.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Unsupported(_) => true,
+            Self::Unsupported(_) | Self::Forbidden(_) => true,
             Self::Refused {
                 operation, status, ..
             } => *operation == Operation::Create && *status == 400,

@@ -20,6 +20,7 @@ use crate::fault::chain;
 use crate::journal::{Journal, JournalError};
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
+use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::retry::Backoff;
 use crate::shared::Shared;
@@ -59,7 +60,7 @@ pub enum RunError {
 }
 
 /// Runs the agent until SIGTERM or SIGINT; containers keep running.
-pub async fn run(settings: &Settings) -> Result<(), RunError> {
+pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
     let enrolment = Enrolment::load(&settings.state_dir)?;
@@ -77,7 +78,7 @@ pub async fn run(settings: &Settings) -> Result<(), RunError> {
     let client = client(settings, &enrolment)?;
     let (clock, random) = (SystemClock::start(), SystemRandomness);
     let notifier = Notifier::from_env();
-    let engine = DockerEngine::new(&settings.docker.socket);
+    let engine = DockerEngine::new(&settings.docker.socket, policy.clone());
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();

@@ -17,6 +17,7 @@ use crate::engine::{Engine as _, EngineInfo};
 use crate::enrolment::Enrolment;
 use crate::journal::Journal;
 use crate::observe::{FirstSeen, Subject, observe};
+use crate::policy::Policy;
 use crate::reconcile;
 use crate::shared::{Accepted, View};
 
@@ -53,7 +54,7 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         target: TargetState::empty(enrolment.uuid),
         etag: None,
     });
-    let engine = DockerEngine::new(&settings.docker.socket);
+    let engine = DockerEngine::new(&settings.docker.socket, Policy::unrestricted());
     let info = engine.describe().await?;
     let clock = SystemClock::start();
     let subject = Subject {

@@ -31,9 +31,10 @@ use holdfast_proto::target::Identity;
 
 use super::{
     Engine, EngineContainer, EngineError, EngineImage, EngineInfo, Executed, ImageStore,
-    NewContainer, Operation, convert, labels,
+    NewContainer, Operation, convert, guard, labels,
 };
 use crate::fault::foreign;
+use crate::policy::Policy;
 
 /// Reading is quick; an engine that needs longer is hung (measured: a stopped one never answers).
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,15 +65,17 @@ const EVENTS: [&str; 9] = [
 /// A Docker engine behind a unix socket.
 pub struct DockerEngine {
     socket: PathBuf,
+    policy: Policy,
     /// None until a version was agreed on, and again after the engine was away: it may come back newer.
     agreed: RefCell<Option<Docker>>,
 }
 
 impl DockerEngine {
-    /// The engine behind `socket`; nothing is connected yet.
-    pub fn new(socket: &Path) -> Self {
+    /// The engine behind `socket`, asked only for what `policy` allows; nothing is connected yet.
+    pub fn new(socket: &Path, policy: Policy) -> Self {
         Self {
             socket: socket.to_owned(),
+            policy,
             agreed: RefCell::new(None),
         }
     }
@@ -228,6 +231,7 @@ impl Engine for DockerEngine {
         platform: &Platform,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
+        guard::image(&self.policy, pinned)?;
         let docker = self.docker(Operation::Pull).await?;
         let options = CreateImageOptions {
             from_image: Some(pinned.to_owned()),
@@ -261,6 +265,7 @@ impl Engine for DockerEngine {
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
         let body = convert::create_body(new)?;
+        guard::container(&self.policy, &body, &guard::Ours::default())?;
         let options = CreateContainerOptions {
             name: Some(new.name.to_owned()),
             ..CreateContainerOptions::default()

@@ -27,6 +27,8 @@ impl<E: Engine> Execution<'_, E> {
         };
         match self.engine.create(&new).await {
             Ok(_) => Ok(Change::None),
+            // The policy speaks of this device, not of the spec: it is held, and free when either changes.
+            Err(error @ EngineError::Forbidden(_)) => Err(error),
             // A spec that can never become a container is rejected, so that what runs goes on.
             Err(error) if error.is_final() => {
                 let identity = service.identity().filter(|_| !self.history.trusts(service));
@@ -132,6 +134,7 @@ fn says_it_cannot_start(error: &EngineError) -> bool {
         | EngineError::PullStalled { .. }
         | EngineError::ForeignName { .. }
         | EngineError::Unsupported(_)
+        | EngineError::Forbidden(_)
         | EngineError::Nonsense { .. } => false,
     }
 }
