@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ConfigError, DEFAULT_PATH, Settings};
+use crate::policy::Policy;
 use crate::telemetry;
 
 /// Done.
@@ -100,17 +101,22 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow::Result<u8> {
     let settings = match settings(&cli) {
         Ok(settings) => settings,
-        Err(error) => {
-            for line in crate::fault::chain(&error).lines() {
-                writeln!(talk, "holdfast-agent: {line}")?;
+        Err(error) => return wrong_configuration(&error, talk),
+    };
+    let policy = match cli.command {
+        Command::Run | Command::Config(ConfigCommand::Check) => {
+            match Policy::load(settings.policy.file.as_deref()) {
+                Ok(policy) => policy,
+                Err(error) => return wrong_configuration(&error, talk),
             }
-            return Ok(EXIT_CONFIG);
         }
+        // These make nothing, and people who may not read the policy run them.
+        Command::Enroll(_) | Command::Status | Command::Plan => Policy::unrestricted(),
     };
     match cli.command {
         Command::Run => {
             telemetry::start(&settings.log);
-            Box::pin(crate::run::run(&settings)).await?;
+            Box::pin(crate::run::run(&settings, &policy)).await?;
         }
         Command::Enroll(arguments) => {
             enroll::enroll(&settings, arguments, cli.output, out, talk).await?;
@@ -126,6 +132,13 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         }
     }
     Ok(EXIT_OK)
+}
+
+fn wrong_configuration(error: &dyn std::error::Error, talk: &mut dyn Write) -> anyhow::Result<u8> {
+    for line in crate::fault::chain(error).lines() {
+        writeln!(talk, "holdfast-agent: {line}")?;
+    }
+    Ok(EXIT_CONFIG)
 }
 
 fn settings(cli: &Cli) -> Result<Settings, ConfigError> {

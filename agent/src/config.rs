@@ -48,6 +48,8 @@ pub struct Settings {
     pub local_api: LocalApiSettings,
     /// The log.
     pub log: LogSettings,
+    /// What this device allows.
+    pub policy: PolicySettings,
     /// What an enrolment says of this device.
     pub device: DeviceSettings,
 }
@@ -134,6 +136,13 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What this device allows.
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicySettings {
+    /// The policy file; when unset, the default one, which may be missing.
+    pub file: Option<PathBuf>,
 }
 
 /// What an enrolment says of this device.

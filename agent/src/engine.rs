@@ -4,6 +4,7 @@
 
 pub mod convert;
 pub mod docker;
+pub mod guard;
 pub mod labels;
 pub mod sandbox;
 
@@ -152,6 +153,12 @@ pub enum EngineError {
     /// The spec asks for something that this agent cannot apply.
     #[error(transparent)]
     Unsupported(#[from] convert::Unsupported),
+    /// The device's own policy does not allow the request; the engine was not asked.
+    #[error(transparent)]
+    Forbidden(#[from] crate::policy::Refusal),
+    /// The files of secrets and configs could not be written.
+    #[error(transparent)]
+    Files(#[from] crate::secrets::SecretsError),
     /// The answer makes no sense.
     #[error("the engine's answer cannot be understood: {detail}")]
     Nonsense {
@@ -171,6 +178,8 @@ impl EngineError {
             | Self::PullStalled { .. }
             | Self::ForeignName { .. }
             | Self::Unsupported(_)
+            | Self::Forbidden(_)
+            | Self::Files(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -178,7 +187,7 @@ impl EngineError {
     /// Whether the same request would be refused again, however often it is repeated.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Unsupported(_) => true,
+            Self::Unsupported(_) | Self::Forbidden(_) => true,
             Self::Refused {
                 operation, status, ..
             } => *operation == Operation::Create && *status == 400,
@@ -187,6 +196,7 @@ impl EngineError {
             | Self::PullBroke { .. }
             | Self::PullStalled { .. }
             | Self::ForeignName { .. }
+            | Self::Files(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -310,6 +320,25 @@ pub enum NewNetwork<'a> {
     Own(&'a [(String, Vec<String>)]),
     /// It uses the network of this container (id), its sandbox.
     Shared(&'a str),
+}
+
+impl<'a> NewNetwork<'a> {
+    /// The networks it is connected to, by their names in the engine.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let networks: &'a [(String, Vec<String>)] = match *self {
+            Self::Own(networks) => networks,
+            Self::Shared(_) => &[],
+        };
+        networks.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The container whose network it uses.
+    pub fn lender(&self) -> Option<&'a str> {
+        match *self {
+            Self::Own(_) => None,
+            Self::Shared(id) => Some(id),
+        }
+    }
 }
 
 /// A sandbox to make.

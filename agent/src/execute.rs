@@ -12,6 +12,7 @@ use holdfast_proto::time::Timestamp;
 
 use crate::engine::{Engine, EngineError};
 use crate::journal::Change;
+use crate::secrets;
 
 /// What a step may look at while it is done.
 pub struct Execution<'a, E> {
@@ -23,6 +24,8 @@ pub struct Execution<'a, E> {
     pub target: &'a TargetState,
     /// The look that the plan was made from.
     pub observed: &'a Observed,
+    /// Where the files of secrets and configs are.
+    pub files: &'a secrets::Place,
     /// What is remembered of the step's service.
     pub history: ServiceHistory,
     /// When the step began.

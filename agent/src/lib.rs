@@ -19,6 +19,7 @@ pub mod notify;
 pub mod observe;
 pub mod orders;
 pub mod permission;
+pub mod policy;
 pub mod reconcile;
 pub mod retry;
 pub mod run;

@@ -18,14 +18,16 @@ use holdfast_proto::id::{DeviceId, ServiceKey};
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Randomness};
-use crate::engine::{Engine, EngineError, EngineInfo};
+use crate::engine::{Engine, EngineError, EngineInfo, guard};
 use crate::execute::Execution;
 use crate::fault::chain;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
 use crate::notify::Notifier;
 use crate::observe::{Memory, Subject, observe};
+use crate::policy::Policy;
 use crate::retry::Backoff;
+use crate::secrets;
 use crate::shared::{Accepted, Shared};
 
 use failures::Failures;
@@ -70,6 +72,10 @@ pub struct Parts<'a, E, C, R> {
     pub notifier: &'a Notifier,
     /// The device.
     pub device: DeviceId,
+    /// What the device's owner allows.
+    pub policy: &'a Policy,
+    /// Where the files of secrets and configs are.
+    pub files: &'a secrets::Place,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -121,6 +127,8 @@ pub struct Reconciler<'a, E, C, R> {
     pulls: Pulls<'a>,
     repeated: (String, u32),
     target: Option<Rc<Accepted>>,
+    /// What the device's policy refuses of that target.
+    refused: BTreeMap<ServiceKey, String>,
 }
 
 impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
@@ -143,6 +151,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             pulls: Pulls::default(),
             repeated: (String::new(), 0),
             target: None,
+            refused: BTreeMap::new(),
             parts,
         })
     }
@@ -209,6 +218,14 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         if self.target.as_ref() != Some(&accepted) {
             // A new target is a new chance for everything that failed.
             self.failures.clear();
+            let Parts {
+                policy,
+                device,
+                files,
+                ..
+            } = self.parts;
+            let runtime_dir = &files.runtime_dir;
+            self.refused = guard::refusals(policy, &device, &accepted.target, runtime_dir);
             self.target = Some(accepted.clone());
         }
         let history = self.history();
@@ -278,7 +295,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let info = self.info.as_ref().ok_or_else(|| EngineError::Nonsense {
             detail: "it was not asked yet".to_owned(),
         })?;
-        let (probes, refused) = (BTreeMap::new(), BTreeMap::new());
+        let probes = BTreeMap::new();
         let subject = Subject {
             device: &self.parts.device,
             info,
@@ -286,7 +303,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             history,
             adopts: !self.knows_its_own,
             probes: &probes,
-            refused: &refused,
+            refused: &self.refused,
         };
         if self.parts.shared.take_sight_lost() {
             self.memory.lose_sight();
@@ -375,6 +392,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             journal,
             notifier,
             device,
+            files,
             ..
         } = self.parts;
         let mut execution = Execution {
@@ -382,6 +400,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             device: &device,
             target: &accepted.target,
             observed,
+            files,
             history: self.histories.get(&key).cloned().unwrap_or_default(),
             now: clock.now(),
         };

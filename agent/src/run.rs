@@ -20,8 +20,10 @@ use crate::fault::chain;
 use crate::journal::{Journal, JournalError};
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
+use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::retry::Backoff;
+use crate::secrets;
 use crate::shared::Shared;
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
@@ -62,7 +64,7 @@ pub enum RunError {
 }
 
 /// Runs the agent until SIGTERM or SIGINT; containers keep running.
-pub async fn run(settings: &Settings) -> Result<(), RunError> {
+pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
     let enrolment = Enrolment::load(&settings.state_dir)?;
@@ -80,7 +82,15 @@ pub async fn run(settings: &Settings) -> Result<(), RunError> {
     let client = client(settings, &enrolment)?;
     let (clock, random) = (SystemClock::start(), SystemRandomness);
     let notifier = Notifier::from_env();
-    let engine = DockerEngine::new(&settings.docker.socket, &settings.runtime_dir);
+    let engine = DockerEngine::new(
+        &settings.docker.socket,
+        &settings.runtime_dir,
+        policy.clone(),
+    );
+    let files = secrets::Place {
+        runtime_dir: settings.runtime_dir.clone(),
+        on_disk: settings.secrets_on_disk,
+    };
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();
@@ -97,6 +107,8 @@ pub async fn run(settings: &Settings) -> Result<(), RunError> {
         shared: &shared,
         notifier: &notifier,
         device: enrolment.uuid,
+        policy,
+        files: &files,
         rules: rules(settings),
         claim: &claim,
     })?;

@@ -109,7 +109,8 @@ fn grants(spec: &ServiceSpec) -> impl Iterator<Item = (String, &'static str, &Fi
         .chain(configs.map(|(number, grant)| (format!("config-{number}"), "/", grant)))
 }
 
-fn service_folder(runtime_dir: &Path, key: &ServiceKey) -> PathBuf {
+/// The folder with all files of a service.
+pub(crate) fn service_folder(runtime_dir: &Path, key: &ServiceKey) -> PathBuf {
     runtime_dir
         .join("files")
         .join(key.app.as_str())

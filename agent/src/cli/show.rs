@@ -18,6 +18,7 @@ use crate::engine::{Engine as _, EngineInfo};
 use crate::enrolment::Enrolment;
 use crate::journal::Journal;
 use crate::observe::{Memory, Subject, observe};
+use crate::policy::Policy;
 use crate::reconcile;
 use crate::shared::{Accepted, View};
 
@@ -54,7 +55,11 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         target: TargetState::empty(enrolment.uuid),
         etag: None,
     });
-    let engine = DockerEngine::new(&settings.docker.socket, &settings.runtime_dir);
+    let engine = DockerEngine::new(
+        &settings.docker.socket,
+        &settings.runtime_dir,
+        Policy::unrestricted(),
+    );
     let info = engine.describe().await?;
     let clock = SystemClock::start();
     let subject = Subject {

@@ -8,14 +8,15 @@ use serde::Deserialize;
 
 use super::{
     ApiSettings, DeviceSettings, DockerSettings, GateSettings, LocalApiSettings, LogFormat,
-    LogSettings, PollSettings, PullSettings, ReportSettings, Settings, UpdateSettings,
+    LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
+    UpdateSettings,
 };
 use crate::control::client::Origin;
 use crate::permission::zone;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 11] = [
+pub(super) const SECTIONS: [&str; 14] = [
     "api",
     "state_dir",
     "runtime_dir",
@@ -28,6 +29,7 @@ pub(super) const SECTIONS: [&str; 11] = [
     "updates",
     "local_api",
     "log",
+    "policy",
     "device",
 ];
 
@@ -46,6 +48,7 @@ pub(super) struct Input {
     updates: Updates,
     local_api: LocalApi,
     log: Log,
+    policy: PolicyFile,
     device: Device,
 }
 
@@ -106,6 +109,12 @@ struct LocalApi {
 struct Log {
     format: Option<String>,
     level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PolicyFile {
+    file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -234,6 +243,7 @@ impl Input {
                     tracing::Level::INFO,
                 ),
             },
+            policy: policy(self.policy, &mut faults),
             device: device(self.device, &mut faults),
         };
         if faults.0.is_empty() {
@@ -291,6 +301,13 @@ fn path(key: &str, input: Option<PathBuf>, or: &str, faults: &mut Faults) -> Pat
         faults.add(key, "write an absolute path");
     }
     path
+}
+
+fn policy(input: PolicyFile, faults: &mut Faults) -> PolicySettings {
+    if input.file.as_ref().is_some_and(|file| !file.is_absolute()) {
+        faults.add("policy.file", "write an absolute path");
+    }
+    PolicySettings { file: input.file }
 }
 
 fn socket(input: Option<&str>, faults: &mut Faults) -> PathBuf {

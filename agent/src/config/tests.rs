@@ -101,6 +101,7 @@ fn faults_name_the_key_and_what_to_write() {
             "updates: {windows: [{start: '22:00', end: '04:00', timezone: Europe/Berlingo}]}",
             "updates.windows[0].timezone: there is no time zone Europe/Berlingo",
         ),
+        ("policy: {file: x}", "policy.file: write an absolute path"),
         ("api: {ca_file: /no/such}", "api.ca_file: there is no file"),
         ("[1", "agent.yaml is not valid YAML"),
     ] {

@@ -53,6 +53,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) runtime_dir: &'a Path,
 }
 
+/// Newer than every version that anything here depends on.
+pub(crate) const NEWEST_API: (usize, usize) = (usize::MAX, 0);
 /// The first API version with `StartInterval`; older engines drop it and say nothing.
 const START_INTERVAL_SINCE: (usize, usize) = (1, 44);
 

@@ -32,9 +32,11 @@ use holdfast_proto::target::Identity;
 
 use super::{
     Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed,
-    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, labels, sandbox,
+    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, guard, labels, sandbox,
 };
 use crate::fault::foreign;
+use crate::policy::Policy;
+use crate::secrets;
 
 /// Reading is quick; an engine that needs longer is hung (measured: a stopped one never answers).
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +68,7 @@ const EVENTS: [&str; 9] = [
 pub struct DockerEngine {
     socket: PathBuf,
     runtime_dir: PathBuf,
+    policy: Policy,
     /// None until a version was agreed on, and again after the engine was away: it may come back newer.
     agreed: RefCell<Option<Agreed>>,
 }
@@ -78,12 +81,13 @@ struct Agreed {
 }
 
 impl DockerEngine {
-    /// The engine behind `socket`; nothing is connected yet. The files of secrets are below
-    /// `runtime_dir`, see [`crate::secrets`].
-    pub fn new(socket: &Path, runtime_dir: &Path) -> Self {
+    /// The engine behind `socket`, asked only for what `policy` allows; nothing is connected yet. The
+    /// files of secrets are below `runtime_dir`, see [`crate::secrets`].
+    pub fn new(socket: &Path, runtime_dir: &Path, policy: Policy) -> Self {
         Self {
             socket: socket.to_owned(),
             runtime_dir: runtime_dir.to_owned(),
+            policy,
             agreed: RefCell::new(None),
         }
     }
@@ -294,6 +298,7 @@ impl Engine for DockerEngine {
         platform: &Platform,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
+        guard::image(&self.policy, pinned)?;
         self.pull_image(pinned, platform, no_progress_ms).await
     }
 
@@ -304,12 +309,29 @@ impl Engine for DockerEngine {
             runtime_dir: &self.runtime_dir,
         };
         let body = convert::create_body(new, around)?;
+        let networks: Vec<&str> = new.network.names().collect();
+        let lender = new.network.lender();
+        let files = secrets::service_folder(&self.runtime_dir, new.key);
+        let ours = guard::Ours {
+            containers: lender.as_slice(),
+            networks: &networks,
+            files: Some(&files),
+            own_image: false,
+        };
+        guard::container(&self.policy, &body, &ours)?;
         self.create_named(new.name, body, |found| is_what_was_asked(found, new))
             .await
     }
 
     async fn create_sandbox(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
         let is_it = |found: &EngineContainer| is_this_sandbox(found, new);
+        let networks: Vec<&str> = new.networks.iter().map(|(name, _)| name.as_str()).collect();
+        let ours = guard::Ours {
+            networks: &networks,
+            own_image: true,
+            ..guard::Ours::default()
+        };
+        guard::container(&self.policy, &convert::sandbox_body(new), &ours)?;
         let first = self
             .create_named(new.name, convert::sandbox_body(new), is_it)
             .await;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use holdfast_plan::{
-    Attempts, ContainerRef, ContainerState, RejectReason, SandboxSpec, ServiceHistory, attachments,
+    Attempts, Container, ContainerRef, ContainerState, RejectReason, SandboxSpec, ServiceHistory,
+    attachments,
 };
 use holdfast_proto::id::{ServiceKey, ServiceName};
 use holdfast_proto::spec::RestartPolicy;
@@ -13,6 +14,7 @@ use super::{Creation, Execution, changed};
 use crate::engine::{Engine, EngineError, NewContainer, NewNetwork, NewSandbox, Operation};
 use crate::fault::chain;
 use crate::journal::Change;
+use crate::secrets;
 
 impl<E: Engine> Execution<'_, E> {
     pub(super) async fn create(
@@ -21,6 +23,7 @@ impl<E: Engine> Execution<'_, E> {
         service: &ServiceTarget,
         sandbox: Option<&str>,
     ) -> Result<Change, EngineError> {
+        secrets::ensure(self.files, new.key, &service.config)?;
         let joined = attachments(&service.service_name, &service.config);
         let networks = self.in_engine(new.key, joined);
         let container = NewContainer {
@@ -33,6 +36,8 @@ impl<E: Engine> Execution<'_, E> {
         };
         match self.engine.create(&container).await {
             Ok(id) => Ok(self.made(new.name, id)),
+            // The policy speaks of this device, not of the spec: it is held, and free when either changes.
+            Err(error @ EngineError::Forbidden(_)) => Err(error),
             // A spec that can never become a container is rejected, so that what runs goes on.
             Err(error) if error.is_final() => {
                 let identity = service.identity().filter(|_| !self.history.trusts(service));
@@ -154,12 +159,18 @@ impl<E: Engine> Execution<'_, E> {
         identity: Identity,
         candidate: bool,
     ) -> Result<Change, EngineError> {
-        self.engine.set_restart(&container.id, restart).await?;
         let observed = self
             .observed
             .containers
             .iter()
             .find(|found| found.id == container.id);
+        // After a reboot they are gone.
+        if let Some((found, service)) =
+            observed.and_then(|found| Some((found, self.spec_of(found)?)))
+        {
+            secrets::ensure(self.files, &found.key, &service.config)?;
+        }
+        self.engine.set_restart(&container.id, restart).await?;
         match self.engine.start(&container.id).await {
             Ok(()) => Ok(observed.map_or(Change::None, |found| {
                 let mut history = self.tidied(&found.key, &container.id);
@@ -177,6 +188,17 @@ impl<E: Engine> Execution<'_, E> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The spec that a container was made from, if it is still known.
+    fn spec_of(&self, container: &Container) -> Option<&ServiceTarget> {
+        let wanted = self.target.services();
+        let wanted = wanted
+            .filter(|(key, _)| *key == container.key)
+            .map(|(_, service)| service);
+        wanted
+            .chain(&self.history.last_good)
+            .find(|service| container.is(service))
     }
 
     pub(super) async fn commit(
@@ -246,6 +268,8 @@ fn says_it_cannot_start(error: &EngineError) -> bool {
         | EngineError::PullStalled { .. }
         | EngineError::ForeignName { .. }
         | EngineError::Unsupported(_)
+        | EngineError::Forbidden(_)
+        | EngineError::Files(_)
         | EngineError::Nonsense { .. } => false,
     }
 }

@@ -184,7 +184,7 @@ pub(super) mod tests {
     #[test]
     fn only_an_end_that_was_watched_counts() {
         let mut memory = Memory::default();
-        let mut look = |memory: &mut Memory, state| {
+        let look = |memory: &mut Memory, state| {
             memory.note(&[container("one", state)], &BTreeMap::new(), 0);
             memory.witnessed("c1")
         };

@@ -233,6 +233,8 @@ pub(super) fn speaks_of_an_endpoint(failure: &EngineError) -> bool {
         | EngineError::PullStalled { .. }
         | EngineError::ForeignName { .. }
         | EngineError::Unsupported(_)
+        | EngineError::Forbidden(_)
+        | EngineError::Files(_)
         | EngineError::Nonsense { .. } => false,
     }
 }
