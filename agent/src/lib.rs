@@ -20,6 +20,7 @@ pub mod observe;
 pub mod orders;
 pub mod permission;
 pub mod policy;
+pub mod probe;
 pub mod reconcile;
 pub mod retry;
 pub mod run;
