@@ -242,6 +242,8 @@ impl Executed {
     pub const NOT_RUNNABLE: i64 = 126;
     /// What they give for a program that is not there.
     pub const NOT_FOUND: i64 = 127;
+    /// What stands for one that the engine could not start this time.
+    pub const NOT_STARTED: i64 = -1;
 }
 
 /// One image as the engine describes it.
