@@ -208,6 +208,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.failures.clear();
             self.target = Some(accepted.clone());
         }
+        if self.parts.shared.take_hurry() {
+            self.failures.clear();
+        }
         let history = self.history();
         let observed = match self.look(&accepted, &history).await {
             Ok(observed) => observed,

@@ -2,7 +2,7 @@
 //!
 //! Every slot holds the newest value only: nothing queues, so nothing grows.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,7 +11,10 @@ use holdfast_proto::current::{AppReport, EngineReport, HoldReport, UpdateStatus}
 use holdfast_proto::id::AppId;
 use holdfast_proto::image::Platform;
 use holdfast_proto::target::TargetState;
+use holdfast_proto::time::Timestamp;
 use tokio::sync::Notify;
+
+use crate::status::PlannedStep;
 
 /// A target that was accepted and is on the disk.
 #[derive(Debug, PartialEq)]
@@ -33,10 +36,12 @@ pub struct View {
     pub status: UpdateStatus,
     /// The services as the engine runs them.
     pub apps: BTreeMap<AppId, AppReport>,
-    /// The next steps in words.
-    pub steps: Vec<String>,
+    /// The next steps.
+    pub steps: Vec<PlannedStep>,
     /// What is not done and why.
     pub holds: Vec<HoldReport>,
+    /// When a hold may end by time alone.
+    pub look_again: Option<Timestamp>,
     /// The engine's account of itself.
     pub engine: Option<EngineReport>,
     /// The device's platform and where its engine keeps images, once the engine told.
@@ -53,6 +58,7 @@ impl View {
             apps: BTreeMap::new(),
             steps: Vec::new(),
             holds: Vec::new(),
+            look_again: None,
             engine: None,
             machine: None,
         }
@@ -79,10 +85,15 @@ pub struct Shared {
     target: RefCell<Option<Rc<Accepted>>>,
     view: RefCell<Rc<View>>,
     notices: RefCell<BTreeMap<&'static str, String>>,
+    /// Whether somebody wants the server asked, and it has not answered since.
+    asked: Cell<bool>,
+    hurried: Cell<bool>,
     /// Wakes the reconcile loop.
     pub reconcile: Notify,
     /// Wakes the report loop.
     pub report: Notify,
+    /// Wakes the poll loop.
+    pub poll: Notify,
 }
 
 impl Shared {
@@ -92,8 +103,11 @@ impl Shared {
             target: RefCell::new(target.map(Rc::new)),
             view: RefCell::new(Rc::new(View::unknown())),
             notices: RefCell::default(),
+            asked: Cell::new(false),
+            hurried: Cell::new(false),
             reconcile: Notify::new(),
             report: Notify::new(),
+            poll: Notify::new(),
         }
     }
 
@@ -120,6 +134,31 @@ impl Shared {
         if differs {
             self.report.notify_one();
         }
+    }
+
+    /// Somebody wants an update now: the server is asked, and what failed is tried again, at once.
+    pub fn hurry(&self) {
+        self.asked.set(true);
+        self.hurried.set(true);
+        self.poll.notify_one();
+        self.reconcile.notify_one();
+    }
+
+    /// The server was asked, with whatever outcome.
+    pub fn note_asked(&self) {
+        if self.asked.take() {
+            self.reconcile.notify_one();
+        }
+    }
+
+    /// Whether the server is still to be asked for somebody who wants an update now.
+    pub fn is_asking(&self) -> bool {
+        self.asked.get()
+    }
+
+    /// Whether somebody wanted an update now since this was last asked.
+    pub fn take_hurry(&self) -> bool {
+        self.hurried.take()
     }
 
     /// Says something about the agent itself in every report until it is cleared.

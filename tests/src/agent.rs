@@ -73,6 +73,8 @@ impl Agent {
         config["api"] = json!({ "url": options.api });
         config["state_dir"] = json!(state);
         config["docker"]["socket"] = json!(options.docker);
+        config["local_api"]["socket"] = json!(folder.path().join("agent.sock"));
+        config["updates"]["lock_dir"] = json!(folder.path().join("locks"));
         let path = folder.path().join("agent.yaml");
         fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
         let words = ["--config", &path.display().to_string(), "run"].map(str::to_owned);
