@@ -46,6 +46,8 @@ pub enum Operation {
     Exec,
     /// Tell events.
     Watch,
+    /// Give a container's log.
+    Logs,
 }
 
 impl std::fmt::Display for Operation {
@@ -64,6 +66,7 @@ impl std::fmt::Display for Operation {
             Self::Remove => "remove a container",
             Self::Exec => "run a program in a container",
             Self::Watch => "tell events",
+            Self::Logs => "give a container's log",
         })
     }
 }

@@ -5,6 +5,8 @@
 
 mod exec;
 
+pub mod survey;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
