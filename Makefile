@@ -9,7 +9,7 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 TEST := $(if $(NEXTEST),$(CARGO) nextest run --workspace,$(CARGO) test --workspace --no-fail-fast)
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test lint fmt bench release openapi setup
+.PHONY: help demo test lint fmt bench release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ openapi: ## Write proto/openapi/control-api.json anew from the handlers
 	@mkdir -p proto/openapi
 	@$(CARGO) run --quiet -p holdfast-api -- openapi > proto/openapi/control-api.json.new
 	@mv proto/openapi/control-api.json.new proto/openapi/control-api.json
+
+man: ## Write the agent's man pages and shell completions into target/man
+	@$(CARGO) run --quiet -p holdfast-agent --example man -- "$(TARGET)/man"
 
 release: ## Build the programs as they are shipped, into target/dist
 	@$(CARGO) build --quiet --release -p holdfast-agent

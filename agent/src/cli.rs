@@ -1,16 +1,24 @@
 //! Owns the command line: arguments, exit codes, where data and talk go.
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 wrong
-//! arguments, 78 wrong configuration (`EX_CONFIG` of sysexits.h).
+//! arguments, 78 wrong configuration (`EX_CONFIG` of sysexits.h); `scan` and `doctor` have their own.
 
+mod bundle;
+mod doctor;
 mod enroll;
+mod logs;
+mod order;
+mod scan;
 mod show;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast_proto::id::ServiceKey;
+use holdfast_proto::spec::Period;
 
+use self::order::Order;
 use crate::config::{ConfigError, DEFAULT_PATH, Settings};
 use crate::policy::Policy;
 use crate::telemetry;
@@ -19,6 +27,8 @@ use crate::telemetry;
 pub const EXIT_OK: u8 = 0;
 /// Failed.
 pub const EXIT_FAILED: u8 = 1;
+/// Of `scan`: there are updates.
+pub const EXIT_UPDATES: u8 = 2;
 /// Wrong configuration.
 pub const EXIT_CONFIG: u8 = 78;
 
@@ -27,9 +37,11 @@ pub const EXIT_CONFIG: u8 = 78;
 #[command(
     name = "holdfast-agent",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 78 wrong configuration.\n\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 78 wrong configuration; scan and doctor \
+        have their own.\n\n\
         Examples:\n  holdfast-agent enroll --key KEY --api https://holdfast.example\n  \
         holdfast-agent run\n  holdfast-agent status --output json\n  \
+        holdfast-agent lock --owner till --ttl 15m --reason 'a sale is open'\n  \
         HOLDFAST_LOG__LEVEL=debug holdfast-agent run"
 )]
 pub struct Cli {
@@ -63,6 +75,41 @@ enum Command {
     Status,
     /// Show what the agent would do next and what it holds back; changes nothing.
     Plan,
+    /// Ask the registries whether they have newer images than those that run; needs no server.
+    ///
+    /// Only what can be compared for certain is called an update. An image that is pinned by digest
+    /// never has one.
+    #[command(
+        after_help = "Exit codes: 0 no updates, 1 failed or not known of every container, 2 there are updates."
+    )]
+    Scan,
+    /// Show what a service's container wrote.
+    Logs(Logs),
+    /// Ask the server for the target, and try again what failed, without waiting.
+    UpdateNow(UpdateNow),
+    /// Keep updates from beginning; what runs goes on. Survives a restart of the agent.
+    #[command(after_help = "Services take locks themselves with a file; see docs/agent.md.")]
+    Lock(Lock),
+    /// End a lock that was taken with `lock`.
+    Unlock(Unlock),
+    /// Let nothing be updated or deployed until `resume`; what runs goes on.
+    Pause {
+        /// What for.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// End a pause.
+    Resume,
+    /// Examine this device: what the agent needs, and what to do where it is missing.
+    #[command(
+        after_help = "Exit codes: 0 nothing is wrong (there may be warnings), 1 something is."
+    )]
+    Doctor,
+    /// Write what helps others to help you into an archive; no secrets.
+    SupportBundle {
+        /// The archive to write, a .tar.gz.
+        file: PathBuf,
+    },
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -90,6 +137,52 @@ struct Enroll {
     labels: Vec<(String, String)>,
 }
 
+#[derive(Debug, Args)]
+struct Logs {
+    /// The service, NAME or APP/NAME.
+    service: String,
+    /// Go on with what is written from now on.
+    #[arg(long, short)]
+    follow: bool,
+    /// At most so many lines of what was written before; all when absent.
+    #[arg(long, short = 'n', value_name = "N")]
+    tail: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+struct UpdateNow {
+    /// Begin in spite of locks and update windows, once: until all is done, for an hour at most.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct Lock {
+    /// Only this service, APP/NAME; the whole device when absent.
+    #[arg(value_parser = service)]
+    service: Option<ServiceKey>,
+    /// Who holds it; only the same owner can renew it.
+    #[arg(long)]
+    owner: Option<String>,
+    /// How long it holds, such as 15m; until `unlock` when absent.
+    #[arg(long, value_name = "DURATION")]
+    ttl: Option<Period>,
+    /// What for.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Unlock {
+    /// Only this service, APP/NAME; the whole device when absent.
+    #[arg(value_parser = service)]
+    service: Option<ServiceKey>,
+}
+
+fn service(text: &str) -> Result<ServiceKey, String> {
+    crate::local_api::service_key(text).ok_or_else(|| "write APP/NAME".to_owned())
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -103,18 +196,12 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         Ok(settings) => settings,
         Err(error) => return wrong_configuration(&error, talk),
     };
-    let policy = match cli.command {
-        Command::Run | Command::Config(ConfigCommand::Check) => {
-            match Policy::load(settings.policy.file.as_deref()) {
-                Ok(policy) => policy,
-                Err(error) => return wrong_configuration(&error, talk),
-            }
-        }
-        // These make nothing, and people who may not read the policy run them.
-        Command::Enroll(_) | Command::Status | Command::Plan => Policy::unrestricted(),
-    };
     match cli.command {
         Command::Run => {
+            let policy = match Policy::load(settings.policy.file.as_deref()) {
+                Ok(policy) => policy,
+                Err(error) => return wrong_configuration(&error, talk),
+            };
             telemetry::start(&settings.log);
             Box::pin(crate::run::run(&settings, &policy)).await?;
         }
@@ -123,7 +210,38 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         }
         Command::Status => show::status(&settings, cli.output, out).await?,
         Command::Plan => show::plan(&settings, cli.output, out).await?,
+        Command::Scan => return scan::scan(&settings, cli.output, out).await,
+        Command::Logs(arguments) => logs::logs(&settings, &arguments, out, talk).await?,
+        Command::UpdateNow(arguments) => {
+            let order = Order::update_now(arguments.force);
+            order::give(&settings, order, cli.output, out, talk).await?;
+        }
+        Command::Lock(arguments) => {
+            order::give(&settings, Order::lock(arguments), cli.output, out, talk).await?;
+        }
+        Command::Unlock(Unlock { service }) => {
+            let order = Order::unlock(service.as_ref());
+            order::give(&settings, order, cli.output, out, talk).await?;
+        }
+        Command::Pause { reason } => {
+            order::give(
+                &settings,
+                Order::pause(reason.as_deref()),
+                cli.output,
+                out,
+                talk,
+            )
+            .await?;
+        }
+        Command::Resume => {
+            order::give(&settings, Order::resume(), cli.output, out, talk).await?;
+        }
+        Command::Doctor => return doctor::doctor(&settings, cli.output, out).await,
+        Command::SupportBundle { file } => bundle::write(&settings, &file, talk).await?,
         Command::Config(ConfigCommand::Check) => {
+            if let Err(error) = Policy::load(settings.policy.file.as_deref()) {
+                return wrong_configuration(&error, talk);
+            }
             match cli.output {
                 Output::Table => write!(out, "{}", settings.to_yaml())?,
                 Output::Json => json(out, &settings)?,
@@ -156,6 +274,14 @@ fn json<T: serde::Serialize>(out: &mut dyn Write, value: &T) -> anyhow::Result<(
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)?;
     Ok(())
+}
+
+/// A reference with its digest, if it has one, cut to what people compare.
+fn short_image(image: &str) -> String {
+    let end = image
+        .find("@sha256:")
+        .map_or(image.len(), |at| at + "@sha256:".len() + 12);
+    image.chars().take(end).collect()
 }
 
 /// Writes rows in columns; the last column is as wide as it likes.

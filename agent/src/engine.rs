@@ -69,6 +69,8 @@ pub enum Operation {
     Exec,
     /// Tell events.
     Watch,
+    /// Give a container's log.
+    Logs,
 }
 
 impl std::fmt::Display for Operation {
@@ -98,6 +100,7 @@ impl std::fmt::Display for Operation {
             Self::RemoveImage => "remove an image",
             Self::Exec => "run a program in a container",
             Self::Watch => "tell events",
+            Self::Logs => "give a container's log",
         })
     }
 }
@@ -372,6 +375,8 @@ impl Executed {
     pub const NOT_RUNNABLE: i64 = 126;
     /// What they give for a program that is not there.
     pub const NOT_FOUND: i64 = 127;
+    /// What stands for one that the engine could not start this time.
+    pub const NOT_STARTED: i64 = -1;
 }
 
 /// One image as the engine describes it.

@@ -5,8 +5,8 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_plan::{
-    Container, ContainerRef, History, ImagePresence, Joined, Network, NetworkKey, NetworkState,
-    Observed, ProbeState, Sandbox, Stranger,
+    Container, ContainerRef, ContainerState, History, ImagePresence, Joined, Network, NetworkKey,
+    NetworkState, Observed, ProbeState, Sandbox, Stranger,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::ConfigDigest;
@@ -16,6 +16,8 @@ use crate::engine::{
     Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, ImageStore,
     labels,
 };
+
+use crate::probe::Trial;
 
 pub use memory::Memory;
 
@@ -39,13 +41,21 @@ pub struct Subject<'a> {
     pub refused: &'a BTreeMap<ServiceKey, String>,
 }
 
+/// What one look showed.
+pub struct Look {
+    /// In the planner's words.
+    pub observed: Observed,
+    /// Containers whose probes the gate waits for.
+    pub trials: Vec<Trial>,
+}
+
 /// Looks once.
 pub async fn observe<E: Engine>(
     engine: &E,
     subject: &Subject<'_>,
     memory: &mut Memory,
     now_ms: u64,
-) -> Result<Observed, EngineError> {
+) -> Result<Look, EngineError> {
     let found = engine.containers(subject.device).await?;
     let networks = networks(engine.networks(subject.device).await?);
     memory.note(&found, subject.probes, now_ms);
@@ -71,10 +81,36 @@ pub async fn observe<E: Engine>(
             (found.id.clone(), start)
         })
         .collect();
+    let trials = trials(&found, subject);
     for found in found {
         sort_in(found, subject, &started, memory, &mut observed);
     }
-    Ok(observed)
+    Ok(Look { observed, trials })
+}
+
+/// Running containers of specs that have a probe and have not passed their gate here yet.
+fn trials(found: &[EngineContainer], subject: &Subject<'_>) -> Vec<Trial> {
+    let trial = |container: &EngineContainer| {
+        let own = labels::read(&container.labels)?;
+        let mut services = subject.target.services();
+        let (_, service) =
+            services.find(|(key, service)| *key == own.key && own.identity.matches(service))?;
+        let history = subject.history.of(&own.key);
+        let passed = history.is_some_and(|history| history.trusts(service));
+        let probe = service.config.holdfast.as_ref()?.probe.clone()?;
+        if passed || container.state != ContainerState::Running || own.sandbox_hash.is_some() {
+            return None;
+        }
+        let mut all = found.iter();
+        let lender = all.find(|other| Some(&other.id) == container.shares.as_ref());
+        Some(Trial {
+            id: container.id.clone(),
+            started_at: container.started_at.clone(),
+            addresses: lender.unwrap_or(container).addresses.clone(),
+            probe,
+        })
+    };
+    found.iter().filter_map(trial).collect()
 }
 
 /// Puts a container where it belongs: services, sandboxes, strangers.
@@ -225,8 +261,6 @@ pub fn presence(store: ImageStore, image: Option<EngineImage>) -> ImagePresence 
 
 #[cfg(test)]
 mod tests {
-    use holdfast_plan::ContainerState;
-
     use super::*;
 
     #[test]

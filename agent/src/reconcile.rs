@@ -12,9 +12,11 @@ use std::rc::Rc;
 
 use futures_util::StreamExt as _;
 use holdfast_plan::{
-    GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
+    Closed, GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_proto::target::TargetState;
+use holdfast_proto::window::UpdateWindow;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Randomness};
@@ -25,7 +27,9 @@ use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
 use crate::notify::Notifier;
 use crate::observe::{Memory, Subject, observe};
+use crate::permission::Permission;
 use crate::policy::Policy;
+use crate::probe::Prober;
 use crate::retry::Backoff;
 use crate::secrets;
 use crate::shared::{Accepted, Shared};
@@ -72,6 +76,8 @@ pub struct Parts<'a, E, C, R> {
     pub notifier: &'a Notifier,
     /// The device.
     pub device: DeviceId,
+    /// When updates may begin.
+    pub permission: &'a Permission,
     /// What the device's owner allows.
     pub policy: &'a Policy,
     /// Where the files of secrets and configs are.
@@ -90,6 +96,7 @@ enum Reason {
     Signal,
     Timer,
     Pull,
+    Probe,
 }
 
 impl Reason {
@@ -100,6 +107,7 @@ impl Reason {
             Self::Signal => "signal",
             Self::Timer => "timer",
             Self::Pull => "pull",
+            Self::Probe => "probe",
         }
     }
 }
@@ -122,6 +130,7 @@ pub struct Reconciler<'a, E, C, R> {
     histories: BTreeMap<ServiceKey, ServiceHistory>,
     failures: Failures,
     memory: Memory,
+    prober: Prober<'a, E, C>,
     /// Whether the journal knows which containers are the agent's own.
     knows_its_own: bool,
     pulls: Pulls<'a>,
@@ -147,6 +156,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             failures: Failures::new(parts.random.number()),
             histories,
             memory: Memory::default(),
+            prober: Prober::new(parts.engine, parts.clock),
             knows_its_own: parts.journal.knows_what_was_made()?,
             pulls: Pulls::default(),
             repeated: (String::new(), 0),
@@ -180,6 +190,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     self.after_pull(done);
                     Reason::Pull
                 }
+                () = self.prober.changed() => Reason::Probe,
                 () = shared.reconcile.notified() => Reason::Signal,
                 () = clock.sleep_ms(wait_ms) => {
                     if wait_ms == 0 { Reason::Step } else { Reason::Timer }
@@ -228,6 +239,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.refused = guard::refusals(policy, &device, &accepted.target, runtime_dir);
             self.target = Some(accepted.clone());
         }
+        if self.parts.shared.take_hurry() {
+            self.failures.clear();
+        }
         let history = self.history();
         let observed = match self.look(&accepted, &history).await {
             Ok(observed) => observed,
@@ -238,7 +252,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         if !self.knows_its_own {
             return self.adopt(&observed);
         }
-        let closed = BTreeMap::new();
+        let closed = self.closed(&accepted.target);
         let plan = decide(&Situation {
             target: &accepted.target,
             observed: &observed,
@@ -248,6 +262,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             now,
         });
         self.failures.keep_only_of(&plan);
+        if plan.is_converged() {
+            self.parts.permission.orders().end_force();
+        }
         self.publish(view::of(&view::Sight {
             accepted: &accepted,
             observed: &observed,
@@ -295,7 +312,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let info = self.info.as_ref().ok_or_else(|| EngineError::Nonsense {
             detail: "it was not asked yet".to_owned(),
         })?;
-        let probes = BTreeMap::new();
+        let probes = self.prober.states();
         let subject = Subject {
             device: &self.parts.device,
             info,
@@ -309,7 +326,28 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.memory.lose_sight();
         }
         let now_ms = self.parts.clock.monotonic_ms();
-        observe(self.parts.engine, &subject, &mut self.memory, now_ms).await
+        let look = observe(self.parts.engine, &subject, &mut self.memory, now_ms).await?;
+        self.prober.watch(look.trials);
+        Ok(look.observed)
+    }
+
+    /// Services that no update may begin of now; also of those that left the target.
+    fn closed(&self, target: &TargetState) -> BTreeMap<ServiceKey, Closed> {
+        let mut services: BTreeMap<ServiceKey, &[UpdateWindow]> = BTreeMap::new();
+        for key in self.histories.keys() {
+            services.insert(key.clone(), &[]);
+        }
+        for (key, service) in target.services() {
+            let options = service.config.holdfast.as_ref();
+            services.insert(
+                key,
+                options.map_or(&[], |options| options.windows.as_slice()),
+            );
+        }
+        let Parts {
+            clock, permission, ..
+        } = self.parts;
+        permission.closed(&services, clock.now(), clock.monotonic_ms())
     }
 
     /// With a new or rebuilt journal: what carries this device's labels is taken up as its own, once.

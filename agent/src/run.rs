@@ -18,8 +18,11 @@ use crate::engine::{Engine, EngineInfo};
 use crate::enrolment::{Enrolment, EnrolmentError, make_state_folder};
 use crate::fault::chain;
 use crate::journal::{Journal, JournalError};
+use crate::local_api::LocalApi;
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
+use crate::orders::Orders;
+use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::retry::Backoff;
@@ -99,6 +102,15 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         }
         Ok(())
     };
+    let permission = Permission::new(&settings.updates, Orders::load(&settings.state_dir));
+    let local_api = LocalApi {
+        socket: &settings.local_api.socket,
+        enrolment: &enrolment,
+        journal: &journal,
+        shared: &shared,
+        permission: &permission,
+        clock: &clock,
+    };
     let mut reconciler = Reconciler::new(Parts {
         engine: &engine,
         clock: &clock,
@@ -107,6 +119,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         shared: &shared,
         notifier: &notifier,
         device: enrolment.uuid,
+        permission: &permission,
         policy,
         files: &files,
         rules: rules(settings),
@@ -144,6 +157,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         outcome = reconciler.run(ended.notified()) => outcome?,
         () = poller.run() => {}
         () = reporter.run() => {}
+        () = local_api.run() => {}
         () = watch(&engine, &enrolment, &shared, &clock, &random) => {}
         () = async {
             let name = stop.next().await;

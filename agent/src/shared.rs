@@ -11,7 +11,10 @@ use holdfast_proto::current::{AppReport, EngineReport, HoldReport, UpdateStatus}
 use holdfast_proto::id::AppId;
 use holdfast_proto::image::Platform;
 use holdfast_proto::target::TargetState;
+use holdfast_proto::time::Timestamp;
 use tokio::sync::Notify;
+
+use crate::status::PlannedStep;
 
 /// A target that was accepted and is on the disk.
 #[derive(Debug, PartialEq)]
@@ -33,10 +36,12 @@ pub struct View {
     pub status: UpdateStatus,
     /// The services as the engine runs them.
     pub apps: BTreeMap<AppId, AppReport>,
-    /// The next steps in words.
-    pub steps: Vec<String>,
+    /// The next steps.
+    pub steps: Vec<PlannedStep>,
     /// What is not done and why.
     pub holds: Vec<HoldReport>,
+    /// When a hold may end by time alone.
+    pub look_again: Option<Timestamp>,
     /// The engine's account of itself.
     pub engine: Option<EngineReport>,
     /// The device's platform and where its engine keeps images, once the engine told.
@@ -53,6 +58,7 @@ impl View {
             apps: BTreeMap::new(),
             steps: Vec::new(),
             holds: Vec::new(),
+            look_again: None,
             engine: None,
             machine: None,
         }
@@ -80,10 +86,15 @@ pub struct Shared {
     view: RefCell<Rc<View>>,
     notices: RefCell<BTreeMap<&'static str, String>>,
     sight_lost: Cell<bool>,
+    /// Whether somebody wants the server asked, and it has not answered since.
+    asked: Cell<bool>,
+    hurried: Cell<bool>,
     /// Wakes the reconcile loop.
     pub reconcile: Notify,
     /// Wakes the report loop.
     pub report: Notify,
+    /// Wakes the poll loop.
+    pub poll: Notify,
 }
 
 impl Shared {
@@ -94,8 +105,11 @@ impl Shared {
             view: RefCell::new(Rc::new(View::unknown())),
             notices: RefCell::default(),
             sight_lost: Cell::new(false),
+            asked: Cell::new(false),
+            hurried: Cell::new(false),
             reconcile: Notify::new(),
             report: Notify::new(),
+            poll: Notify::new(),
         }
     }
 
@@ -133,6 +147,31 @@ impl Shared {
     /// Whether that happened since it was last asked.
     pub fn take_sight_lost(&self) -> bool {
         self.sight_lost.take()
+    }
+
+    /// Somebody wants an update now: the server is asked, and what failed is tried again, at once.
+    pub fn hurry(&self) {
+        self.asked.set(true);
+        self.hurried.set(true);
+        self.poll.notify_one();
+        self.reconcile.notify_one();
+    }
+
+    /// The server was asked, with whatever outcome.
+    pub fn note_asked(&self) {
+        if self.asked.take() {
+            self.reconcile.notify_one();
+        }
+    }
+
+    /// Whether the server is still to be asked for somebody who wants an update now.
+    pub fn is_asking(&self) -> bool {
+        self.asked.get()
+    }
+
+    /// Whether somebody wanted an update now since this was last asked.
+    pub fn take_hurry(&self) -> bool {
+        self.hurried.take()
     }
 
     /// Says something about the agent itself in every report until it is cleared.

@@ -8,12 +8,18 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use holdfast_agent::journal::{Change, Intent, Journal, StoredTarget};
+use holdfast_plan::ServiceHistory;
+use holdfast_proto::id::ServiceKey;
+use holdfast_proto::time::Timestamp;
+
 fn agent(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_holdfast-agent"))
         .args(arguments)
         .env_clear()
         .env("HOLDFAST_STATE_DIR", folder.join("state"))
         .env("HOLDFAST_DOCKER__SOCKET", folder.join("no.sock"))
+        .env("HOLDFAST_LOCAL_API__SOCKET", folder.join("agent.sock"))
         .output()
         .unwrap()
 }
@@ -103,4 +109,137 @@ fn an_enrolment_key_never_reaches_the_help_or_an_error() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(!talk(&output).contains("hfk_canary"), "{}", talk(&output));
+}
+
+#[test]
+fn orders_without_a_running_agent_say_how_to_start_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["pause"][..],
+        &["resume"],
+        &["lock", "1/web", "--ttl", "1m"],
+        &["unlock"],
+        &["update-now", "--force"],
+    ] {
+        let output = agent(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let said = talk(&output);
+        assert!(
+            said.contains("systemctl start holdfast-agent"),
+            "{arguments:?}: {said}"
+        );
+    }
+    for arguments in [&["lock", "web"][..], &["lock", "--ttl", "soon"]] {
+        assert_eq!(agent(folder.path(), arguments).status.code(), Some(2));
+    }
+}
+
+#[test]
+fn doctor_names_what_is_wrong_and_what_to_do_and_ends_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("state")).unwrap();
+    let output = agent(folder.path(), &["doctor", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", talk(&output));
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdict = |name: &str| {
+        let check = checks.as_array().unwrap().iter();
+        let mut check = check.filter(|check| check["name"] == name);
+        let check = check.next().unwrap_or_else(|| panic!("no {name}"));
+        let advised = check["advice"].is_string();
+        (check["verdict"].as_str().unwrap().to_owned(), advised)
+    };
+    assert_eq!(verdict("state folder"), ("ok".to_owned(), false));
+    assert_eq!(verdict("enrolment"), ("wrong".to_owned(), true));
+    assert_eq!(verdict("container engine"), ("wrong".to_owned(), true));
+    assert_eq!(verdict("running agent"), ("warning".to_owned(), true));
+    assert_eq!(verdict("clock"), ("ok".to_owned(), false));
+    let table = agent(folder.path(), &["doctor"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("\nenrolment: run `holdfast-agent enroll"),
+        "{table}"
+    );
+}
+
+#[test]
+fn a_support_bundle_tells_much_and_no_secret() {
+    const TOKEN: &str = "hfd_canary_token";
+    const VALUE: &str = "canary-environment-value";
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let uuid = "00000000-0000-4000-8000-000000000001";
+    let enrolment = serde_json::json!({
+        "uuid": uuid, "token": TOKEN, "api_url": "http://127.0.0.1:1/", "poll_interval_seconds": 30
+    });
+    std::fs::write(state.join("enrolment.json"), enrolment.to_string()).unwrap();
+    let service = serde_json::json!({
+        "serviceId": 1, "serviceName": "web", "imageName": "web:1",
+        "config": { "environment": { "PASSWORD": VALUE }, "labels": { "secret": VALUE },
+            "command": ["serve", VALUE] }
+    });
+    let target = serde_json::json!({
+        "uuid": uuid, "generation": 7,
+        "apps": { "1": { "appId": 1, "appName": "a", "services": [service] } }
+    });
+    let now = Timestamp::from_millis(1_800_000_000_000);
+    let journal = Journal::open(&state).unwrap().journal;
+    journal
+        .set_target(&StoredTarget {
+            body: target.to_string().into_bytes(),
+            etag: None,
+            generation: 7,
+            received_at: now,
+        })
+        .unwrap();
+    let key = ServiceKey {
+        app: "1".parse().unwrap(),
+        service: "web".parse().unwrap(),
+    };
+    let history = ServiceHistory {
+        last_good: Some(serde_json::from_value(service).unwrap()),
+        ..ServiceHistory::default()
+    };
+    let intent = Intent {
+        key: key.clone(),
+        step: "commit".to_owned(),
+        candidate: None,
+    };
+    let intent = journal.begin(&intent, &Change::None, now).unwrap();
+    journal
+        .finish(intent, &key, &Change::Set(Box::new(history)))
+        .unwrap();
+    drop(journal);
+
+    let file = folder.path().join("support.tar.gz");
+    let output = agent(folder.path(), &["support-bundle", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", talk(&output));
+    let mut unpacked = Vec::new();
+    let packed = std::fs::read(&file).unwrap();
+    std::io::Read::read_to_end(
+        &mut flate2::read::GzDecoder::new(packed.as_slice()),
+        &mut unpacked,
+    )
+    .unwrap();
+    let text = String::from_utf8_lossy(&unpacked);
+    for told in [
+        "about.json",
+        "config.json",
+        "doctor.json",
+        "engine.json",
+        "plan.json",
+        "status.json",
+        "journal.json",
+        "\"generation\": 7",
+        "\"image\": \"web:1\"",
+        uuid,
+    ] {
+        assert!(text.contains(told), "{told}");
+    }
+    for secret in [TOKEN, VALUE] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
 }

@@ -13,4 +13,5 @@ pub mod problem;
 pub mod spec;
 pub mod target;
 pub mod time;
+pub mod updates;
 pub mod window;

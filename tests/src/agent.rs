@@ -21,6 +21,8 @@ pub struct Options {
     pub settings: Value,
     /// Environment variables.
     pub env: Vec<(String, String)>,
+    /// A folder that is there already for its state; one of its own, unless told.
+    pub state: Option<PathBuf>,
 }
 
 impl Options {
@@ -37,6 +39,7 @@ impl Options {
                 "log": { "format": "json", "level": "debug" },
             }),
             env: Vec::new(),
+            state: None,
         }
     }
 
@@ -53,6 +56,8 @@ impl Options {
 pub struct Agent {
     process: Option<Process>,
     program: Program,
+    binary: PathBuf,
+    state: PathBuf,
     folder: TempDir,
 }
 
@@ -67,20 +72,25 @@ impl Agent {
     /// Writes the settings without enrolling.
     pub fn prepare(options: Options) -> anyhow::Result<Self> {
         let folder = crate::place::temporary("agent")?;
-        let state = folder.path().join("state");
-        fs::create_dir(&state)?;
+        let state = options.state.unwrap_or_else(|| folder.path().join("state"));
+        fs::create_dir_all(&state)?;
         let mut config = options.settings;
         config["api"] = json!({ "url": options.api });
         config["state_dir"] = json!(state);
         config["docker"]["socket"] = json!(options.docker);
+        config["local_api"]["socket"] = json!(folder.path().join("agent.sock"));
+        config["updates"]["lock_dir"] = json!(folder.path().join("locks"));
         let path = folder.path().join("agent.yaml");
         fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+        let binary = binaries::agent()?;
         let words = ["--config", &path.display().to_string(), "run"].map(str::to_owned);
-        let mut program = Program::new(binaries::agent()?, words);
+        let mut program = Program::new(&binary, words);
         program.env = options.env;
         Ok(Self {
             process: None,
             program,
+            binary,
+            state,
             folder,
         })
     }
@@ -94,6 +104,18 @@ impl Agent {
         let process = Process::start("holdfast-agent", self.program.clone(), &log)?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it below another program, such as `strace` with its arguments; with none, by itself.
+    pub fn run_under(&mut self, under: &[String]) -> anyhow::Result<()> {
+        let run = self.program.args.split_off(self.program.args.len() - 3);
+        let mut words = under.to_vec();
+        words.push(self.binary.display().to_string());
+        self.program.file = words.remove(0).into();
+        words.extend(run);
+        self.program.args = words;
+        self.process = None;
+        self.run()
     }
 
     /// Kills it as a power cut would.
@@ -117,7 +139,7 @@ impl Agent {
 
     /// Its state folder.
     pub fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.state.clone()
     }
 
     /// Its settings file.
@@ -127,6 +149,6 @@ impl Agent {
 
     /// Runs a command of the agent (`status`, `plan`, …) with the same settings.
     pub async fn command(&self, words: &[&str]) -> anyhow::Result<String> {
-        crate::api::run(&self.program.file, &self.config_file(), words).await
+        crate::api::run(&self.binary, &self.config_file(), words).await
     }
 }

@@ -23,6 +23,14 @@ const BRINGS: &[(&str, &str)] = &[
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
     ("dpkg-deb", "dpkg"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mount", "mount"),
+    ("umount", "mount"),
+    ("strace", "strace"),
+    ("prlimit", "util-linux"),
+    ("sqlite3", "sqlite3"),
+    ("faketime", "faketime"),
+    ("docker-compose", "docker-compose"),
 ];
 
 /// Makes sure that these programs are there, and says where each one is.

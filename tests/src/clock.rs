@@ -12,6 +12,18 @@ pub fn unix_seconds() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
+/// Milliseconds since 1970, to compare with the times that an engine on this machine writes down.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the engine's times are the machine's wall clock"
+)]
+pub fn unix_millis() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    })
+}
+
 /// Measures a span.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);

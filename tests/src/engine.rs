@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::disk::SmallDisk;
 use crate::docker::Docker;
-use crate::process::kill9;
+use crate::process::{Signal, kill9};
 use crate::wait::try_wait_for;
 use crate::{apt, place};
 
@@ -37,6 +38,15 @@ struct Daemon {
     folder: PathBuf,
     args: Vec<String>,
     _users: File,
+}
+
+/// What a private engine should be like.
+#[derive(Debug, Clone, Default)]
+pub struct Private {
+    /// A file system of its own for images, containers and volumes.
+    pub disk: Option<SmallDisk>,
+    /// More arguments of dockerd.
+    pub args: Vec<String>,
 }
 
 /// How an engine is attached to the machine's network.
@@ -78,7 +88,7 @@ impl Engine {
             } else {
                 Network::Usual
             };
-            start(&folder, &network, &docker).await?
+            start(&folder, &network, Vec::new(), &docker).await?
         };
         watch(&folder, LINGER_SECONDS)?;
         let lab = Some(Daemon {
@@ -91,6 +101,11 @@ impl Engine {
 
     /// An engine for this caller alone, which it may kill and restart.
     pub async fn private() -> anyhow::Result<Self> {
+        Self::private_with(Private::default()).await
+    }
+
+    /// As [`Engine::private`], with a small disk or more arguments.
+    pub async fn private_with(private: Private) -> anyhow::Result<Self> {
         need_root()?;
         let _start = place::lock("engine-start")?;
         sweep_leftovers()?;
@@ -98,7 +113,11 @@ impl Engine {
         let users = open(&folder, "users")?;
         users.lock_shared()?;
         let docker = Docker::at(&folder.join("docker.sock"));
-        let args = start(&folder, &Network::beside()?, &docker).await?;
+        if let Some(disk) = private.disk {
+            disk.mount(&folder.join("disk"), &folder.join("data"))?;
+        }
+        let network = Network::beside()?;
+        let args = start(&folder, &network, private.args, &docker).await?;
         watch(&folder, 0)?;
         let lab = Some(Daemon {
             folder,
@@ -125,14 +144,42 @@ impl Engine {
         self.gone(pid).await
     }
 
+    /// Kills dockerd, containerd, shims and containers at once and forgets what lived in memory, as a
+    /// power cut would. What was not on the disk yet stays there all the same: this kernel has no way
+    /// to lose it. Only for a private engine.
+    pub async fn power_cut(&self) -> anyhow::Result<()> {
+        let pid = self.daemon()?.pid()?;
+        let folder = &self.daemon()?.folder;
+        apt::run(
+            Command::new("sh")
+                .arg(script(folder)?)
+                .arg("cut")
+                .arg(folder),
+        )?;
+        self.gone(pid).await
+    }
+
+    /// Sends dockerd a signal. Only for a private engine.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        send(self.daemon()?.pid()?, signal)
+    }
+
+    /// Kills containerd, which dockerd starts again. Only for a private engine.
+    pub fn kill9_containerd(&self) -> anyhow::Result<()> {
+        let file = self.daemon()?.folder.join("exec/containerd/containerd.pid");
+        kill9(fs::read_to_string(file)?.trim().parse()?);
+        Ok(())
+    }
+
+    /// Where it keeps images, containers and volumes. Only for a private engine.
+    pub fn data(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.daemon()?.folder.join("data"))
+    }
+
     /// Ends dockerd in good order, which stops its containers. Only for a private engine.
     pub async fn stop(&self) -> anyhow::Result<()> {
         let pid = self.daemon()?.pid()?;
-        let id = i32::try_from(pid)
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        let id = id.context("dockerd's process id")?;
-        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        send(pid, Signal::TERM)?;
         self.gone(pid).await
     }
 
@@ -211,6 +258,14 @@ impl Network {
     }
 }
 
+fn send(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let id = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(id.context("dockerd's process id")?, signal)?;
+    Ok(())
+}
+
 fn need_root() -> anyhow::Result<()> {
     apt::require(&["dockerd", "docker", "iptables", "ip", "flock", "setpriv"])?;
     ensure!(
@@ -243,7 +298,12 @@ fn another_engine_runs() -> anyhow::Result<bool> {
     Ok(processes.any(|process| other(process.path()).is_some()))
 }
 
-async fn start(folder: &Path, network: &Network, docker: &Docker) -> anyhow::Result<Vec<String>> {
+async fn start(
+    folder: &Path,
+    network: &Network,
+    more: Vec<String>,
+    docker: &Docker,
+) -> anyhow::Result<Vec<String>> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let group = format!("holdfast-lab-{name}-{}", place::unique());
     fs::write(folder.join("cgroup"), &group)?;
@@ -265,6 +325,7 @@ async fn start(folder: &Path, network: &Network, docker: &Docker) -> anyhow::Res
         args.push(format!("--bridge={bridge}"));
         args.push("--iptables=false".to_owned());
     }
+    args.extend(more);
     launch(folder, &args)?;
     answers(folder, docker).await?;
     Ok(args)

@@ -64,7 +64,16 @@ impl Site {
         login: registry::Login,
         known_login: Option<(&str, &str)>,
     ) -> anyhow::Result<Self> {
-        let engine = Engine::shared().await?;
+        Self::on(Engine::shared().await?, options, login, known_login).await
+    }
+
+    /// As [`Site::start_with`], with devices on this engine.
+    pub async fn on(
+        engine: Engine,
+        options: api::Options,
+        login: registry::Login,
+        known_login: Option<(&str, &str)>,
+    ) -> anyhow::Result<Self> {
         // The API is started first for its address; the registry's is known when it runs.
         let port = place::Port::take()?;
         let notify = format!("http://{}/api/v1/webhooks/distribution", port.address());
@@ -229,12 +238,13 @@ impl Device {
             .await
     }
 
-    /// The engine's full account of the containers of a service.
+    /// The engine's full account of the containers of a service, without what holds its network.
     pub async fn containers_of(&self, service: &str) -> anyhow::Result<Vec<Value>> {
         let mut found = Vec::new();
         for container in self.containers().await? {
             let id = container["Id"].as_str().unwrap_or_default();
             if container["Labels"]["io.holdfast.service"] == service
+                && container["Labels"]["io.holdfast.role"].is_null()
                 && let Some(container) = self.docker.container(id).await?
             {
                 found.push(container);

@@ -1,7 +1,7 @@
 //! A proxy between an agent and its engine that records calls and acts at a chosen one.
 //!
 //! It passes everything through unharmed: streams, chunked bodies, upgraded connections. It changes
-//! nothing unless a rule says so, and a rule acts once.
+//! nothing unless a rule says so, and a rule acts once, or as often as it says.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,8 +66,10 @@ pub enum Action {
     Stall,
     /// Ends the client's connection without an answer.
     Reset,
-    /// Answers with this status instead of the engine; sensible before the request.
+    /// Answers with this status; after the response, the engine did what was asked all the same.
     Answer(StatusCode),
+    /// As [`Action::Answer`], with the engine's kind of message.
+    Refuse(StatusCode, &'static str),
     /// Runs anything, and goes on when it is done.
     Run(Arc<dyn Fn(&Call) + Send + Sync>),
 }
@@ -80,6 +82,7 @@ impl std::fmt::Debug for Action {
             Self::Stall => f.write_str("Stall"),
             Self::Reset => f.write_str("Reset"),
             Self::Answer(status) => write!(f, "Answer({status})"),
+            Self::Refuse(status, message) => write!(f, "Refuse({status}, {message})"),
             Self::Run(_) => f.write_str("Run"),
         }
     }
@@ -90,6 +93,7 @@ impl std::fmt::Debug for Action {
 pub struct Rule {
     which: Which,
     nth: usize,
+    times: usize,
     when: When,
     action: Action,
 }
@@ -119,6 +123,7 @@ impl Rule {
         Self {
             which,
             nth: 1,
+            times: 1,
             when: When::BeforeRequest,
             action: Action::Notify,
         }
@@ -128,6 +133,13 @@ impl Rule {
     #[must_use]
     pub fn nth(mut self, nth: usize) -> Self {
         self.nth = nth;
+        self
+    }
+
+    /// How many such calls in a row it acts on; one, unless told.
+    #[must_use]
+    pub fn times(mut self, times: usize) -> Self {
+        self.times = times;
         self
     }
 
@@ -239,7 +251,7 @@ impl EngineTap {
         self.folder.path().join("docker.sock")
     }
 
-    /// Arms a rule; it acts once.
+    /// Arms a rule; it acts once, or as often as it says.
     pub fn arm(&self, rule: Rule) -> Fired {
         let fired = Fired(Arc::default());
         guard(&self.state.rules).push(Armed {
@@ -353,14 +365,14 @@ impl State {
         let mut rules = guard(&self.rules);
         let mut due = Vec::new();
         rules.retain_mut(|armed| {
-            if armed.rule.fits(call) {
-                armed.seen += 1;
+            if !armed.rule.fits(call) {
+                return true;
             }
-            let turn = armed.seen == armed.rule.nth && armed.rule.fits(call);
-            if turn {
+            armed.seen += 1;
+            if armed.seen >= armed.rule.nth {
                 due.push((armed.rule.clone(), armed.fired.clone()));
             }
-            !turn
+            armed.seen + 1 < armed.rule.nth.saturating_add(armed.rule.times)
         });
         due
     }
@@ -396,6 +408,14 @@ impl State {
                 Action::Answer(status) => {
                     say();
                     let body = Empty::new().map_err(|never| match never {});
+                    let mut response = Response::new(body.boxed());
+                    *response.status_mut() = *status;
+                    return Ok(Some(response));
+                }
+                Action::Refuse(status, message) => {
+                    say();
+                    let text = serde_json::json!({ "message": message }).to_string();
+                    let body = Full::from(text).map_err(|never| match never {});
                     let mut response = Response::new(body.boxed());
                     *response.status_mut() = *status;
                     return Ok(Some(response));

@@ -1,38 +1,32 @@
-//! Owns `holdfast-agent status` and `plan`: a look at the engine and the journal. Changes nothing.
+//! Owns `holdfast-agent status` and `plan`: the running agent's account, or a look of one's own.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
 use holdfast_plan::{History, Plan, Situation, plan as decide};
-use holdfast_proto::current::ServiceReport;
+use holdfast_proto::current::{HoldReport, ServiceReport};
 use holdfast_proto::target::TargetState;
-use holdfast_proto::time::Timestamp;
-use serde_json::json;
+use hyper::Method;
+use serde::de::DeserializeOwned;
 
-use super::{Output, json as write_json, table};
+use super::{Output, json, short_image, table};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::control::poll;
+use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
-use crate::engine::{Engine as _, EngineInfo};
 use crate::enrolment::Enrolment;
 use crate::journal::Journal;
+use crate::local_api::client::{AskError, ask};
 use crate::observe::{Memory, Subject, observe};
-use crate::policy::Policy;
+use crate::orders::Orders;
+use crate::permission::Permission;
 use crate::reconcile;
-use crate::shared::{Accepted, View};
+use crate::shared::Accepted;
+use crate::status::{Beside, Control, PlanStatus, Status};
 
-/// What both commands look at.
-struct Look {
-    enrolment: Enrolment,
-    info: EngineInfo,
-    accepted: Accepted,
-    received_at: Option<Timestamp>,
-    view: View,
-    plan: Plan,
-}
-
-async fn look(settings: &Settings) -> anyhow::Result<Look> {
+/// What the device shows when no agent runs: a look at engine and journal that changes nothing.
+async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
     let enrolment = Enrolment::load(&settings.state_dir)?;
     let journal = Journal::open_read_only(&settings.state_dir)?;
     let stored = match &journal {
@@ -55,13 +49,10 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         target: TargetState::empty(enrolment.uuid),
         etag: None,
     });
-    let engine = DockerEngine::new(
-        &settings.docker.socket,
-        &settings.runtime_dir,
-        Policy::unrestricted(),
-    );
+    let engine = DockerEngine::looking(&settings.docker.socket);
     let info = engine.describe().await?;
     let clock = SystemClock::start();
+    let permission = Permission::new(&settings.updates, Orders::load(&settings.state_dir));
     let subject = Subject {
         device: &enrolment.uuid,
         info: &info,
@@ -74,7 +65,8 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         probes: &BTreeMap::new(),
         refused: &BTreeMap::new(),
     };
-    let observed = observe(&engine, &subject, &mut Memory::default(), 0).await?;
+    let look = observe(&engine, &subject, &mut Memory::default(), 0).await?;
+    let observed = look.observed;
     let plan = if accepted.target.generation == 0 {
         // Without a target nothing is ever done, whatever runs.
         Plan::default()
@@ -96,14 +88,37 @@ async fn look(settings: &Settings) -> anyhow::Result<Look> {
         pulling: false,
         info: Some(&info),
     });
-    Ok(Look {
-        enrolment,
-        info,
-        accepted,
-        received_at,
-        view,
-        plan,
-    })
+    let beside = Beside {
+        agent_pid: running_agent(settings),
+        target_received_at: received_at,
+        notices: Vec::new(),
+        control: Control::of(permission.orders(), clock.monotonic_ms()),
+    };
+    let status = Status::of(&enrolment, &view, beside);
+    Ok((status, PlanStatus::of(&view)))
+}
+
+/// The running agent's own account; none when it does not run.
+async fn asked<T: DeserializeOwned>(settings: &Settings, path: &str) -> anyhow::Result<Option<T>> {
+    match ask(&settings.local_api.socket, Method::GET, path, None).await {
+        Ok(document) => Ok(Some(document)),
+        Err(AskError::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) async fn plan_of(settings: &Settings) -> anyhow::Result<PlanStatus> {
+    match asked(settings, "/v1/plan").await? {
+        Some(plan) => Ok(plan),
+        None => Ok(look(settings).await?.1),
+    }
+}
+
+pub(super) async fn status_of(settings: &Settings) -> anyhow::Result<Status> {
+    match asked(settings, "/v1/status").await? {
+        Some(status) => Ok(status),
+        None => Ok(look(settings).await?.0),
+    }
 }
 
 pub(super) async fn plan(
@@ -111,32 +126,14 @@ pub(super) async fn plan(
     output: Output,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let look = look(settings).await?;
+    let plan = plan_of(settings).await?;
     match output {
-        Output::Table => write!(out, "{}", look.plan)?,
-        Output::Json => {
-            let steps: Vec<_> = look
-                .plan
-                .steps
-                .iter()
-                .map(|step| {
-                    json!({
-                        "code": step.code(),
-                        "service": step.key().to_string(),
-                        "text": step.to_string(),
-                    })
-                })
-                .collect();
-            let value = json!({
-                "generation": look.accepted.target.generation,
-                "steps": steps,
-                "holds": look.view.holds,
-                "look_again": look.plan.look_again,
-            });
-            write_json(out, &value)?;
+        Output::Table => {
+            let steps = plan.steps.iter().map(|step| step.text.as_str());
+            Ok(what_next(steps, &plan.holds, out)?)
         }
+        Output::Json => json(out, &plan),
     }
-    Ok(())
 }
 
 pub(super) async fn status(
@@ -144,62 +141,64 @@ pub(super) async fn status(
     output: Output,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let look = look(settings).await?;
-    let agent = running_agent(settings);
+    let status = status_of(settings).await?;
     match output {
-        Output::Table => status_table(&look, agent, out)?,
-        Output::Json => {
-            let value = json!({
-                "uuid": look.enrolment.uuid,
-                "api_url": look.enrolment.api_url,
-                "agent_pid": agent,
-                "platform": look.info.platform,
-                "generation": look.accepted.target.generation,
-                "target_etag": look.accepted.etag,
-                "target_received_at": look.received_at,
-                "status": look.view.status,
-                "engine": look.view.engine,
-                "apps": look.view.apps,
-                "steps": look.view.steps,
-                "holds": look.view.holds,
-            });
-            write_json(out, &value)?;
-        }
+        Output::Table => Ok(status_table(&status, out)?),
+        Output::Json => json(out, &status),
+    }
+}
+
+fn what_next<'a>(
+    steps: impl Iterator<Item = &'a str>,
+    holds: &[HoldReport],
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let mut nothing = holds.is_empty();
+    for step in steps {
+        writeln!(out, "{step}")?;
+        nothing = false;
+    }
+    for hold in holds {
+        writeln!(out, "hold: {}", hold.detail)?;
+    }
+    if nothing {
+        writeln!(out, "nothing to do")?;
     }
     Ok(())
 }
 
-fn status_table(look: &Look, agent: Option<u32>, out: &mut dyn Write) -> anyhow::Result<()> {
+fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
-    let received = look
-        .received_at
-        .map(|at| format!(", received {at}"))
-        .unwrap_or_default();
-    let agent = agent.map_or_else(|| "not running".to_owned(), |pid| format!("process {pid}"));
-    let EngineInfo {
-        version,
-        api_version,
-        store,
-        platform,
-        ..
-    } = &look.info;
-    let store = store.word();
-    table(
-        out,
-        &[
-            row("device", look.enrolment.uuid.to_string()),
-            row("server", look.enrolment.api_url.clone()),
-            row("agent", agent),
-            row(
-                "engine",
-                format!("{version}, API {api_version}, {store} store, {platform}"),
-            ),
-            row(
-                "target",
-                format!("generation {}{received}", look.accepted.target.generation),
-            ),
-        ],
-    )?;
+    let received = status.target_received_at;
+    let received = received.map(|at| format!(", received {at}"));
+    let agent = status
+        .agent_pid
+        .map_or_else(|| "not running".to_owned(), |pid| format!("process {pid}"));
+    let engine = status.engine.as_ref().map(|engine| {
+        let platform = status.platform.as_ref();
+        let platform = platform.map(|platform| format!(", {platform}"));
+        format!(
+            "{}, API {}, {} store{}",
+            engine.version,
+            engine.api_version,
+            engine.image_store,
+            platform.unwrap_or_default()
+        )
+    });
+    let target = format!(
+        "generation {}{}",
+        status.generation,
+        received.unwrap_or_default()
+    );
+    let mut rows = vec![
+        row("device", status.uuid.to_string()),
+        row("server", status.api_url.clone()),
+        row("agent", agent),
+        row("engine", engine.unwrap_or_else(|| "not known".to_owned())),
+        row("target", target),
+    ];
+    rows.extend(orders(&status.control).map(|(name, words)| row(name, words)));
+    table(out, &rows)?;
     let mut rows = vec![
         [
             "SERVICE",
@@ -213,7 +212,7 @@ fn status_table(look: &Look, agent: Option<u32>, out: &mut dyn Write) -> anyhow:
         .map(str::to_owned)
         .to_vec(),
     ];
-    for (app, report) in &look.view.apps {
+    for (app, report) in &status.apps {
         for (name, service) in &report.services {
             rows.push(service_row(&format!("{app}/{name}"), service));
         }
@@ -223,17 +222,39 @@ fn status_table(look: &Look, agent: Option<u32>, out: &mut dyn Write) -> anyhow:
         table(out, &rows)?;
     }
     writeln!(out)?;
-    write!(out, "{}", look.plan)?;
-    Ok(())
+    let steps = status.steps.iter().map(String::as_str);
+    what_next(steps, &status.holds, out)
+}
+
+/// The owner's orders in words, those that there are.
+pub(super) fn orders(control: &Control) -> impl Iterator<Item = (&'static str, String)> {
+    let with = |before: &str, text: Option<&str>| {
+        text.map(|text| format!("{before}{text}"))
+            .unwrap_or_default()
+    };
+    let paused = control.paused.as_ref().map(|pause| {
+        let since = pause.since.map(|since| since.to_string());
+        let since = with(" since ", since.as_deref());
+        let words = format!("yes{since}{}", with(": ", pause.reason.as_deref()));
+        ("paused", words)
+    });
+    let forced = control.forced.then(|| {
+        let words = "locks and update windows do not count now";
+        ("forced", words.to_owned())
+    });
+    let locks = control.locks.iter().map(move |(scope, lock)| {
+        let owner = with(" by ", lock.lease.owner.as_deref());
+        let left = lock.seconds_left.map(|left| format!("{left} s more"));
+        let left = with(" for ", left.as_deref());
+        let reason = with(": ", lock.lease.reason.as_deref());
+        ("locked", format!("{scope}{owner}{left}{reason}"))
+    });
+    paused.into_iter().chain(forced).chain(locks)
 }
 
 fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
     let dash = || "-".to_owned();
-    let image = service.image.as_ref().map(|image| {
-        // Enough of the digest to compare by eye.
-        let end = image.find("@sha256:").map_or(image.len(), |at| at + 20);
-        image.chars().take(end).collect()
-    });
+    let image = service.image.as_deref().map(short_image);
     vec![
         name.to_owned(),
         service.state.clone(),

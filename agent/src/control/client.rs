@@ -52,6 +52,12 @@ impl Origin {
         Ok(Self(url))
     }
 
+    /// Its host and port, as they are looked up.
+    pub fn host_and_port(&self) -> Option<(String, u16)> {
+        let host = self.0.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, self.0.port_or_known_default()?))
+    }
+
     /// Whether what is sent there can be read on the way.
     pub fn is_readable_on_the_way(&self) -> bool {
         let local = self.0.host_str().is_some_and(|host| {

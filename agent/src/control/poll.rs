@@ -156,7 +156,9 @@ impl<C: Clock, R: Randomness> Poller<'_, C, R> {
             if whole {
                 whole_at = now + WHOLE_INTERVAL_MS;
             }
-            let pause_ms = match self.once(whole, &mut asked).await {
+            let polled = self.once(whole, &mut asked).await;
+            self.shared.note_asked();
+            let pause_ms = match polled {
                 Ok(polled) => {
                     self.shared.clear_notice(UNAUTHORISED);
                     if backoff.failures() > 0 {
@@ -171,7 +173,10 @@ impl<C: Clock, R: Randomness> Poller<'_, C, R> {
                 }
                 Err(error) => self.after(&error, &mut backoff),
             };
-            self.clock.sleep_ms(pause_ms).await;
+            tokio::select! {
+                () = self.shared.poll.notified() => {}
+                () = self.clock.sleep_ms(pause_ms) => {}
+            }
         }
     }
 

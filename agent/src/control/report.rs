@@ -96,7 +96,7 @@ impl<C: Clock, R: Randomness> Reporter<'_, C, R> {
             target_etag: view.etag.clone(),
             status: view.status,
             apps: view.apps.clone(),
-            steps: view.steps.clone(),
+            steps: view.steps.iter().map(|step| step.text.clone()).collect(),
             holds,
             system,
             engine: view.engine.clone(),

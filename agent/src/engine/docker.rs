@@ -8,6 +8,8 @@ mod image;
 mod network;
 mod read;
 
+pub mod survey;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
@@ -81,6 +83,11 @@ struct Agreed {
 }
 
 impl DockerEngine {
+    /// The engine behind `socket` for commands that change nothing.
+    pub fn looking(socket: &Path) -> Self {
+        Self::new(socket, Path::new(""), Policy::unrestricted())
+    }
+
     /// The engine behind `socket`, asked only for what `policy` allows; nothing is connected yet. The
     /// files of secrets are below `runtime_dir`, see [`crate::secrets`].
     pub fn new(socket: &Path, runtime_dir: &Path, policy: Policy) -> Self {

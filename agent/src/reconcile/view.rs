@@ -12,6 +12,7 @@ use holdfast_proto::target::ServiceTarget;
 
 use crate::engine::EngineInfo;
 use crate::shared::{Accepted, View};
+use crate::status::PlannedStep;
 
 /// What a view is made from.
 pub(crate) struct Sight<'a> {
@@ -36,6 +37,7 @@ pub(super) fn engine_away(accepted: Option<&Accepted>, before: &View) -> View {
         status: UpdateStatus::EngineUnreachable,
         steps: Vec::new(),
         holds: Vec::new(),
+        look_again: None,
         engine: None,
         ..before.clone()
     }
@@ -48,8 +50,9 @@ pub(crate) fn of(sight: &Sight<'_>) -> View {
         etag: sight.accepted.etag.clone(),
         status: status(sight),
         apps: apps(sight),
-        steps: sight.plan.steps.iter().map(ToString::to_string).collect(),
+        steps: sight.plan.steps.iter().map(PlannedStep::from).collect(),
         holds: sight.plan.holds.iter().map(hold).collect(),
+        look_again: sight.plan.look_again,
         engine: None,
         machine: None,
     };

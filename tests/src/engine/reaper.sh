@@ -2,6 +2,7 @@
 # Ends one private engine of the lab when its last user is gone, and leaves nothing of it behind.
 #   reaper.sh watch DIR SECONDS   wait until nobody holds DIR/users, linger, then sweep
 #   reaper.sh sweep DIR           end and remove whatever is left of the engine in DIR
+#   reaper.sh cut DIR             kill the engine and its containers at once; keep what is on the disk
 # It touches only processes whose command line names DIR/exec, the control group and the bridge
 # named in DIR, and mounts below DIR.
 what=$1
@@ -19,6 +20,22 @@ engine() {
 
 members() {
     find /sys/fs/cgroup -path "*/$(cat "$dir/cgroup")/*" -name cgroup.procs -exec cat {} + 2> /dev/null | sort -u
+}
+
+unmount() {
+    awk -v below="$1" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r |
+        while read -r mount; do umount -l "$mount"; done
+}
+
+cut() {
+    # Again until nobody is left: a shim may have been starting another process.
+    while ids="$(engine) $(members)" && [ -n "${ids# }" ]; do
+        kill -KILL $ids 2> /dev/null
+        sleep 0.02
+    done
+    unmount "$dir/exec/"
+    unmount "$dir/data/"
+    rm -rf "$dir/exec" "$dir/docker.sock" "$dir/docker.pid"
 }
 
 sweep() {
@@ -40,14 +57,14 @@ sweep() {
             \( -path "*/$(cat "$dir/cgroup")" -o -path "*/$(cat "$dir/cgroup")/*" \) \
             -exec rmdir {} + 2> /dev/null
     fi
-    awk -v below="$dir/" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r |
-        while read -r mount; do umount -l "$mount"; done
+    unmount "$dir/"
     [ -s "$dir/bridge" ] && ip link del "$(cat "$dir/bridge")"
     rm -rf "$dir/data" "$dir/exec" "$dir/docker.sock" "$dir/docker.pid" "$dir/bridge" "$dir/cgroup"
 }
 
 case $what in
     sweep) sweep ;;
+    cut) cut ;;
     watch)
         linger=$3
         exec 8>> "$dir/reaper" 9>> "$dir/users"

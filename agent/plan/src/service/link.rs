@@ -37,14 +37,24 @@ impl<'a> View<'a> {
             };
         }
         let lends = lends_its_network(self.situation.target, self.key);
-        if !needs_sandbox(&service.config, lends) {
-            return Link::Own;
-        }
         let spec = SandboxSpec::of(&service.service_name, &service.config);
-        match self.best_sandbox(self.key, Some(&spec.hash())) {
-            Some(sandbox) => Link::Of(sandbox),
-            None => Link::Missing(Box::new(spec)),
+        let sandbox = self.best_sandbox(self.key, Some(&spec.hash()));
+        if needs_sandbox(&service.config, lends) {
+            return match sandbox {
+                Some(sandbox) => Link::Of(sandbox),
+                None => Link::Missing(Box::new(spec)),
+            };
         }
+        // Needing none any more is no reason to replace a container that runs well in one.
+        let works = |sandbox: &&Sandbox| {
+            sandbox.state.is_up()
+                && self.containers.iter().any(|container| {
+                    container.is(service)
+                        && container.state.is_up()
+                        && container.network.shares.as_ref() == Some(&sandbox.id)
+                })
+        };
+        sandbox.filter(works).map_or(Link::Own, Link::Of)
     }
 
     fn best_sandbox(&self, key: &ServiceKey, hash: Option<&str>) -> Option<&'a Sandbox> {
@@ -116,7 +126,13 @@ impl<'a> View<'a> {
         candidate: Option<Identity>,
         plan: &mut Plan,
     ) -> bool {
+        let why = if candidate.is_some() {
+            StopReason::Replaced
+        } else {
+            StopReason::Superfluous
+        };
         let Link::Of(sandbox) = link else {
+            self.stop_sandboxes(None, why, plan);
             return self.join_networks(service, &container.handle(), &container.network, plan);
         };
         if sandbox.key != *self.key {
@@ -128,20 +144,7 @@ impl<'a> View<'a> {
             }
             return sandbox.state.is_up();
         }
-        let why = if candidate.is_some() {
-            StopReason::Replaced
-        } else {
-            StopReason::Superfluous
-        };
-        for other in self.own_sandboxes() {
-            if other.id != sandbox.id && other.state.is_up() {
-                plan.steps.push(Step::Stop {
-                    key: self.key.clone(),
-                    container: other.handle(),
-                    why,
-                });
-            }
-        }
+        self.stop_sandboxes(Some(&sandbox.id), why, plan);
         if !self.join_networks(service, &sandbox.handle(), &sandbox.network, plan) {
             return false;
         }
@@ -162,12 +165,29 @@ impl<'a> View<'a> {
                     candidate,
                 });
             }
-            ContainerState::Running
-            | ContainerState::Restarting
-            | ContainerState::Removing
-            | ContainerState::Dead => {}
+            ContainerState::Restarting => {
+                plan.holds.push(Hold::NetworkAway {
+                    key: self.key.clone(),
+                    of: self.key.service.clone(),
+                });
+                return false;
+            }
+            ContainerState::Running | ContainerState::Removing | ContainerState::Dead => {}
         }
         true
+    }
+
+    /// Stops this service's other sandboxes: they hold its ports.
+    fn stop_sandboxes(&self, kept: Option<&str>, why: StopReason, plan: &mut Plan) {
+        for other in self.own_sandboxes() {
+            if kept != Some(other.id.as_str()) && other.state.is_up() {
+                plan.steps.push(Step::Stop {
+                    key: self.key.clone(),
+                    container: other.handle(),
+                    why,
+                });
+            }
+        }
     }
 
     /// Connects what holds a service's network to the app's networks where it is not; whether every

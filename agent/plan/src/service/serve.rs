@@ -111,7 +111,7 @@ impl<'a> View<'a> {
             self.join_networks(service, &container.handle(), &container.network, plan);
             return false;
         };
-        let lost = container.network.stale || !sandbox.state.is_up();
+        let lost = container.network.stale || sandbox.state != ContainerState::Running;
         if self.raise_network(service, container, link, None, plan) && lost {
             plan.steps
                 .push(self.stop(container, StopReason::NetworkLost));
@@ -204,6 +204,17 @@ impl<'a> View<'a> {
         if ready && something_is_up {
             return;
         }
+        if let Some(serving) = self.containers.iter().find(|found| self.is_well(found, good)) {
+            // It may be connected otherwise than a new one would be: its successor will be.
+            if serving.restart != serving.wanted_restart {
+                plan.steps.push(Step::Arm {
+                    key: self.key.clone(),
+                    container: serving.handle(),
+                    restart: serving.wanted_restart,
+                });
+            }
+            return;
+        }
         let mut restore = Plan::default();
         self.serve(good, StopReason::Superfluous, &mut restore);
         let restores = restore.steps.into_iter().filter(|step| match step {
@@ -228,6 +239,21 @@ impl<'a> View<'a> {
             | Step::Forget { .. } => false,
         });
         plan.steps.extend(restores);
+    }
+}
+
+impl View<'_> {
+    /// Whether a container of `good` runs and has a network.
+    fn is_well(&self, container: &Container, good: &ServiceTarget) -> bool {
+        let lender = container.network.shares.as_ref();
+        let mut sandboxes = self.situation.observed.sandboxes.iter();
+        let lent = lender.is_none_or(|lender| {
+            sandboxes.any(|found| found.id == *lender && found.state == ContainerState::Running)
+        });
+        container.is(good)
+            && container.state == ContainerState::Running
+            && lent
+            && !container.network.stale
     }
 }
 

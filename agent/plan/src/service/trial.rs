@@ -130,8 +130,10 @@ impl<'a> View<'a> {
         let unpublished = match link {
             _ if candidate.state != ContainerState::Running => None,
             Link::Own => candidate.network.missing(&service.config.ports),
-            Link::Of(sandbox) => sandbox.network.missing(&service.config.ports),
-            Link::Missing(_) | Link::NotYet(_) => None,
+            Link::Of(sandbox) if sandbox.state == ContainerState::Running => {
+                sandbox.network.missing(&service.config.ports)
+            }
+            Link::Of(_) | Link::Missing(_) | Link::NotYet(_) => None,
         };
         let verdict = match unpublished {
             Some(port) => Verdict::Fail(RejectReason::PortNotPublished {
@@ -172,7 +174,7 @@ impl<'a> View<'a> {
         let Link::Of(sandbox) = link else {
             return false;
         };
-        let lost = candidate.network.stale || !sandbox.state.is_up();
+        let lost = candidate.network.stale || sandbox.state != ContainerState::Running;
         if !candidate.state.is_up() || !lost {
             return false;
         }

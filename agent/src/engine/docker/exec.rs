@@ -51,9 +51,10 @@ impl DockerEngine {
             }
             Ok(Err(error)) => return Err(error),
         };
+        let output = String::from_utf8_lossy(&output);
         Ok(Executed {
-            exit_code,
-            output: foreign(&String::from_utf8_lossy(&output)),
+            exit_code: exit_code.map(|code| as_meant(code, &output)),
+            output: foreign(&output),
         })
     }
 
@@ -87,6 +88,17 @@ async fn said<T>(call: impl Future<Output = Result<T, DockerError>>) -> Result<T
     call.await.map_err(|error| fault(Operation::Exec, error))
 }
 
+/// An engine gives one code for a program that is not there and for one that it could not start just
+/// now, such as when the container has no process left to spare: only the first is for good.
+pub(super) fn as_meant(exit_code: i64, output: &str) -> i64 {
+    let not_started = output.starts_with("OCI runtime exec failed");
+    if not_started && !says_it_cannot_run(output) {
+        Executed::NOT_STARTED
+    } else {
+        exit_code
+    }
+}
+
 /// Whether an engine speaks of a program that is not there or may not be run.
 fn says_it_cannot_run(text: &str) -> bool {
     [
@@ -94,8 +106,6 @@ fn says_it_cannot_run(text: &str) -> bool {
         "no such file or directory",
         "permission denied",
         "exec format error",
-        "OCI runtime exec failed",
-        "unable to start container process",
     ]
     .iter()
     .any(|words| text.contains(words))

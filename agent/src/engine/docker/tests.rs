@@ -147,6 +147,8 @@ fn a_health_check_that_cannot_run_is_told_from_one_that_says_no() {
         exec: \"/bin/sh\": stat /bin/sh: no such file or directory: unknown";
     assert_eq!(fault(-1, missing), Some(missing.to_owned()));
     assert!(fault(127, "sh: curl: not found").is_some());
+    let this_time = "OCI runtime exec failed: exec failed: fork: resource temporarily unavailable";
+    assert_eq!(fault(-1, this_time), None);
     assert_eq!(fault(-1, "Health check exceeded timeout (1s)"), None);
     assert_eq!(fault(1, "no such file or directory"), None);
     assert_eq!(fault(0, ""), None);
@@ -213,4 +215,15 @@ fn connections_are_told_with_their_names() {
         joined.address.map(|ip| ip.to_string()).as_deref(),
         Some("10.0.0.2")
     );
+}
+
+#[test]
+fn a_program_that_did_not_start_this_time_is_told_from_one_that_never_will() {
+    let of = |output: &str| exec::as_meant(126, output);
+    let failed = "OCI runtime exec failed: exec failed: unable to start container process: ";
+    let missing = "exec: \"x\": executable file not found in $PATH";
+    assert_eq!(of(&format!("{failed}{missing}")), Executed::NOT_RUNNABLE);
+    let this_time = format!("{failed}fork: resource temporarily unavailable");
+    assert_eq!(of(&this_time), Executed::NOT_STARTED);
+    assert_eq!(of("the program's own words"), 126);
 }
