@@ -291,6 +291,11 @@ impl ContainerState {
         }
     }
 
+    /// Whether a sandbox in this state keeps its network alive.
+    pub(crate) fn holds_a_network(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+
     /// The engine's word for it.
     pub fn word(self) -> &'static str {
         match self {

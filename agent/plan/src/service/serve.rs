@@ -111,7 +111,7 @@ impl<'a> View<'a> {
             self.join_networks(service, &container.handle(), &container.network, plan);
             return false;
         };
-        let lost = container.network.stale || sandbox.state != ContainerState::Running;
+        let lost = container.network.stale || !sandbox.state.holds_a_network();
         if self.raise_network(service, container, link, None, plan) && lost {
             plan.steps
                 .push(self.stop(container, StopReason::NetworkLost));
@@ -204,7 +204,11 @@ impl<'a> View<'a> {
         if ready && something_is_up {
             return;
         }
-        if let Some(serving) = self.containers.iter().find(|found| self.is_well(found, good)) {
+        if let Some(serving) = self
+            .containers
+            .iter()
+            .find(|found| self.is_well(found, good))
+        {
             // It may be connected otherwise than a new one would be: its successor will be.
             if serving.restart != serving.wanted_restart {
                 plan.steps.push(Step::Arm {
@@ -248,7 +252,7 @@ impl View<'_> {
         let lender = container.network.shares.as_ref();
         let mut sandboxes = self.situation.observed.sandboxes.iter();
         let lent = lender.is_none_or(|lender| {
-            sandboxes.any(|found| found.id == *lender && found.state == ContainerState::Running)
+            sandboxes.any(|found| found.id == *lender && found.state.holds_a_network())
         });
         container.is(good)
             && container.state == ContainerState::Running
