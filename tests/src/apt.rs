@@ -23,6 +23,9 @@ const BRINGS: &[(&str, &str)] = &[
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
     ("dpkg-deb", "dpkg"),
+    ("qemu-aarch64-static", "qemu-user-static"),
+    ("qemu-arm-static", "qemu-user-static"),
+    ("podman", "podman"),
 ];
 
 /// Makes sure that these programs are there, and says where each one is.
