@@ -26,6 +26,8 @@ const BRINGS: &[(&str, &str)] = &[
     ("qemu-aarch64-static", "qemu-user-static"),
     ("qemu-arm-static", "qemu-user-static"),
     ("podman", "podman"),
+    ("netavark", "netavark"),
+    ("aardvark-dns", "aardvark-dns"),
 ];
 
 /// Makes sure that these programs are there, and says where each one is.

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod images;
 pub mod layers;
 pub mod place;
+pub mod podman;
 pub mod postgres;
 pub mod process;
 pub mod receiver;

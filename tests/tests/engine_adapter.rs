@@ -376,11 +376,13 @@ async fn secrets_are_files_and_nothing_else() -> anyhow::Result<()> {
             "configs": [{ "source": "app.conf", "content": "colour: blue" }],
         }),
     )?;
+    secrets::ensure(&adapter.secrets, &key("web"), &spec.config)?;
     let id = adapter.create("web", &spec, NewNetwork::Own(&[])).await?;
-    // Nobody wrote the files: no start, and no folder in their place.
+    // Gone after a reboot: no start, and no folder in their place.
+    secrets::keep_only(&adapter.secrets.runtime_dir, [])?;
     let missing = adapter.engine.start(&id).await.unwrap_err();
     assert!(!missing.is_engine_away(), "{missing}");
-    assert!(!adapter.secrets.runtime_dir.join("files").exists());
+    assert!(!adapter.secrets.runtime_dir.join("files/1001").exists());
     secrets::ensure(&adapter.secrets, &key("web"), &spec.config)?;
     adapter.engine.start(&id).await?;
     assert_eq!(

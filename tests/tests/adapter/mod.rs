@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::Context as _;
 use holdfast_agent::engine::docker::DockerEngine;
 use holdfast_agent::engine::{Engine as _, NewContainer, NewNetwork, NewSandbox};
+use holdfast_agent::policy::Policy;
 use holdfast_agent::secrets::Place;
 use holdfast_plan::{NetworkKey, SandboxSpec};
 use holdfast_proto::id::{DeviceId, ServiceKey};
@@ -33,7 +34,7 @@ impl Adapter {
     pub fn at(socket: &Path) -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir_in("/dev/shm")?;
         Ok(Self {
-            engine: DockerEngine::new(socket, runtime.path()),
+            engine: DockerEngine::new(socket, runtime.path(), Policy::unrestricted()),
             docker: Docker::at(socket),
             device: DeviceId::from_random(place::random()?),
             secrets: Place {
