@@ -77,7 +77,8 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.extend(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from));
+    let system = ["/usr/sbin", "/sbin", "/usr/local/bin", "/usr/lib/podman"];
+    folders.extend(system.map(PathBuf::from));
     if let Ok(versions) = std::fs::read_dir("/usr/lib/postgresql") {
         folders.extend(versions.flatten().map(|version| version.path().join("bin")));
     }

@@ -16,7 +16,7 @@ use crate::registry::Registry;
 use crate::wait::try_wait_for;
 use crate::{apt, place};
 
-const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// A running Podman service.
 #[derive(Debug)]

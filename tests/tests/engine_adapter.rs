@@ -2,20 +2,24 @@
 
 mod adapter;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adapter::{Adapter, key, service};
+use holdfast_agent::engine::docker::DockerEngine;
 use holdfast_agent::engine::sandbox;
 use holdfast_agent::engine::{Engine as _, EngineError, NewNetwork};
+use holdfast_agent::policy::Policy;
 use holdfast_agent::secrets;
 use holdfast_plan::{Amounts, ContainerState, Published};
 use holdfast_proto::image::Platform;
 use holdfast_proto::spec::{Protocol, RestartPolicy};
+use holdfast_tests::clock::Stopwatch;
 use holdfast_tests::engine::Engine;
 use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::place::{self, Port};
 use holdfast_tests::registry::Registry;
 use holdfast_tests::site::wait_for_page;
+use holdfast_tests::tap::{Action, EngineTap, Rule, When};
 use holdfast_tests::wait::wait_for;
 use serde_json::json;
 
@@ -60,14 +64,14 @@ async fn a_sandbox_starts_at_once_from_an_image_made_on_the_device() -> anyhow::
         let id = adapter
             .create_sandbox(&format!("net{round}"), &service, &[])
             .await?;
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         adapter.engine.start(&id).await?;
         fastest = fastest.min(begun.elapsed());
         let found = adapter.engine.container(&id).await?.expect("it was made");
         assert_eq!(found.state, ContainerState::Running);
         assert_eq!(found.restart, RestartPolicy::No);
         assert_eq!(found.published.len(), 1, "{:?}", found.published);
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         adapter.engine.stop(&id).await?;
         assert!(
             begun.elapsed() < Duration::from_secs(5),
@@ -143,17 +147,17 @@ async fn an_app_is_replaced_inside_its_sandbox_while_the_port_stays() -> anyhow:
         .await?;
     let found = adapter.engine.container(&new).await?.expect("it was made");
     assert_eq!(found.shares.as_deref(), Some(sandbox.as_str()));
-    let begun = Instant::now();
+    let watch = Stopwatch::start();
     adapter.engine.stop(&old).await?;
-    let stopped = Instant::now();
+    let stopped = watch.elapsed();
     adapter.engine.start(&new).await?;
-    let started = Instant::now();
+    let started = watch.elapsed();
     wait_for_page(port.number(), "two").await;
     println!(
         "stop {} ms, start {} ms, page after {} ms more",
-        (stopped - begun).as_millis(),
+        stopped.as_millis(),
         (started - stopped).as_millis(),
-        started.elapsed().as_millis()
+        (watch.elapsed() - started).as_millis()
     );
     let found = adapter.engine.container(&sandbox).await?.expect("it stays");
     let expected = Published {
@@ -449,6 +453,101 @@ async fn an_image_in_use_is_not_removed() -> anyhow::Result<()> {
         matches!(refused, EngineError::Refused { status: 409, .. }),
         "{refused}"
     );
+    Ok(())
+}
+
+/// Makes a call whose answer is lost after the engine did its part, then makes it again.
+async fn shaken<T>(
+    tap: &EngineTap,
+    call: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let lose = Rule::on_mutation()
+        .when(When::AfterResponse)
+        .then(Action::Reset);
+    let fired = tap.arm(lose);
+    if let Err(error) = call().await {
+        let error = error.downcast::<EngineError>()?;
+        anyhow::ensure!(error.is_engine_away(), "{error}");
+    }
+    anyhow::ensure!(fired.call().is_some(), "no answer was lost");
+    call().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_lost_costs_nothing() -> anyhow::Result<()> {
+    let mut lab = lab().await?;
+    let tap = EngineTap::start(lab.adapter.docker.socket())?;
+    let runtime = lab.adapter.secrets.runtime_dir.clone();
+    lab.adapter.engine = DockerEngine::new(&tap.socket(), &runtime, Policy::unrestricted());
+    let adapter = &lab.adapter;
+    let engine = &adapter.engine;
+    let spec = service(&lab.image, &json!({ "mem_limit": "64m" }))?;
+
+    let network = shaken(&tap, async || adapter.create_network("back").await).await?;
+    assert_eq!(engine.networks(&adapter.device).await?.len(), 1);
+    let joined = [(network.clone(), vec!["web".to_owned()])];
+    let net = async || adapter.create_sandbox("net", &spec, &joined).await;
+    let net = shaken(&tap, net).await?;
+    let id = async || adapter.create("web", &spec, NewNetwork::Own(&[])).await;
+    let id = shaken(&tap, id).await?;
+    let mut all = engine.containers(&adapter.device).await?;
+    all.retain(|found| found.id != net && found.id != id);
+    assert_eq!(all, [], "nothing was made twice");
+
+    let policy = RestartPolicy::OnFailure(Some(3));
+    shaken(&tap, async || Ok(engine.set_restart(&id, policy).await?)).await?;
+    shaken(&tap, async || {
+        Ok(engine.connect(&network, &id, &["web".to_owned()]).await?)
+    })
+    .await?;
+    shaken(&tap, async || Ok(engine.start(&id).await?)).await?;
+    let name = adapter.name("renamed");
+    shaken(&tap, async || Ok(engine.rename(&id, &name).await?)).await?;
+    let amounts = Amounts {
+        memory: 128 * MEBIBYTE,
+        ..Amounts::default()
+    };
+    shaken(&tap, async || Ok(engine.set_amounts(&id, amounts).await?)).await?;
+    let found = engine.container(&id).await?.expect("runs");
+    assert_eq!(found.state, ContainerState::Running);
+    assert_eq!(
+        (found.restart, found.name, found.amounts),
+        (policy, name, amounts)
+    );
+    assert!(found.networks[&network].aliases.contains("web"));
+
+    shaken(&tap, async || Ok(engine.disconnect(&network, &id).await?)).await?;
+    for id in [&id, &net] {
+        shaken(&tap, async || Ok(engine.stop(id).await?)).await?;
+        shaken(&tap, async || Ok(engine.remove(id).await?)).await?;
+    }
+    shaken(&tap, async || Ok(engine.remove_network(&network).await?)).await?;
+    let kept = format!("holdfast.local/{}:kept", lab.image.repository);
+    shaken(&tap, async || {
+        Ok(engine.tag(&lab.image.pinned(), &kept).await?)
+    })
+    .await?;
+    shaken(&tap, async || Ok(engine.remove_image(&kept).await?)).await?;
+    assert_eq!(engine.containers(&adapter.device).await?, []);
+    assert_eq!(engine.networks(&adapter.device).await?, []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn removals_that_meet_all_end_well() -> anyhow::Result<()> {
+    let lab = lab().await?;
+    let adapter = &lab.adapter;
+    let spec = service(&lab.image, &json!({}))?;
+    for round in 0..5 {
+        let name = format!("web-{round}");
+        let id = adapter.create(&name, &spec, NewNetwork::Own(&[])).await?;
+        let remove = || adapter.engine.remove(&id);
+        let (one, two, three) = tokio::join!(remove(), remove(), remove());
+        for outcome in [one, two, three] {
+            outcome?;
+        }
+        assert_eq!(adapter.engine.container(&id).await?, None);
+    }
     Ok(())
 }
 

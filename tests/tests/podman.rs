@@ -74,7 +74,7 @@ async fn an_update_passes_and_a_bad_one_is_rolled_back_on_podman() -> anyhow::Re
             .filter(|call| call.path.contains("/containers/json"));
         (looks.count() >= 3).then_some(()).ok_or("it still looks")
     };
-    wait_for("three more looks", CONVERGES_WITHIN, looks).await;
+    wait_for("three more looks", CONVERGES_WITHIN, looked).await;
     let changed = device.tap.mutations();
     assert!(changed.is_empty(), "{changed:?}");
     Ok(())

@@ -187,7 +187,8 @@ impl DockerEngine {
     async fn create_named(
         &self,
         name: &str,
-        body: ContainerCreateBody,
+        // Large, and kept while the engine works.
+        body: Box<ContainerCreateBody>,
         is_it: impl Fn(&EngineContainer) -> bool,
     ) -> Result<String, EngineError> {
         let options = CreateContainerOptions {
@@ -196,7 +197,7 @@ impl DockerEngine {
         };
         let outcome = self
             .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
-                docker.create_container(Some(options), body).await
+                Box::pin(docker.create_container(Some(options), *body)).await
             })
             .await;
         let failure = match outcome {
@@ -358,7 +359,7 @@ impl Engine for DockerEngine {
             api_version: (version.major_version, version.minor_version),
             runtime_dir: &self.runtime_dir,
         };
-        let body = convert::create_body(new, around)?;
+        let body = Box::new(convert::create_body(new, around)?);
         let networks: Vec<&str> = new.network.names().collect();
         let lender = new.network.lender();
         let files = secrets::service_folder(&self.runtime_dir, new.key);
@@ -381,10 +382,9 @@ impl Engine for DockerEngine {
             own_image: true,
             ..guard::Ours::default()
         };
-        guard::container(&self.policy, &convert::sandbox_body(new), &ours)?;
-        let first = self
-            .create_named(new.name, convert::sandbox_body(new), is_it)
-            .await;
+        let body = Box::new(convert::sandbox_body(new));
+        guard::container(&self.policy, &body, &ours)?;
+        let first = self.create_named(new.name, body.clone(), is_it).await;
         let Err(EngineError::Refused { status: 404, .. }) = &first else {
             return first;
         };
@@ -393,8 +393,7 @@ impl Engine for DockerEngine {
             return first;
         }
         self.load_sandbox_image().await?;
-        self.create_named(new.name, convert::sandbox_body(new), is_it)
-            .await
+        self.create_named(new.name, body, is_it).await
     }
 
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {

@@ -17,21 +17,21 @@ use holdfast_tests::place;
 use serde_json::{Value, json};
 
 /// The agent's adapter, the same engine asked directly, and a device that nobody else is.
-pub struct Adapter {
+pub(crate) struct Adapter {
     /// The agent's own.
-    pub engine: DockerEngine,
+    pub(crate) engine: DockerEngine,
     /// Shares no code with it.
-    pub docker: Docker,
+    pub(crate) docker: Docker,
     /// The device.
-    pub device: DeviceId,
+    pub(crate) device: DeviceId,
     /// Its memory for secrets.
-    pub secrets: Place,
+    pub(crate) secrets: Place,
     _runtime: tempfile::TempDir,
 }
 
 impl Adapter {
     /// For the engine behind this socket.
-    pub fn at(socket: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn at(socket: &Path) -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir_in("/dev/shm")?;
         Ok(Self {
             engine: DockerEngine::new(socket, runtime.path(), Policy::unrestricted()),
@@ -46,12 +46,12 @@ impl Adapter {
     }
 
     /// A container's name that no other test has.
-    pub fn name(&self, name: &str) -> String {
+    pub(crate) fn name(&self, name: &str) -> String {
         format!("{name}-{}", &self.device.to_string()[..8])
     }
 
     /// Makes a container and gives its id.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         name: &str,
         service: &ServiceTarget,
@@ -69,7 +69,7 @@ impl Adapter {
     }
 
     /// Makes the sandbox of a service and gives its id.
-    pub async fn create_sandbox(
+    pub(crate) async fn create_sandbox(
         &self,
         name: &str,
         service: &ServiceTarget,
@@ -88,7 +88,7 @@ impl Adapter {
     }
 
     /// Makes a network of the app and gives its name in the engine.
-    pub async fn create_network(&self, name: &str) -> anyhow::Result<String> {
+    pub(crate) async fn create_network(&self, name: &str) -> anyhow::Result<String> {
         let key = NetworkKey {
             app: "1001".parse()?,
             network: name.parse()?,
@@ -101,7 +101,7 @@ impl Adapter {
     }
 
     /// Runs a line in a container and gives its output.
-    pub async fn sh(&self, container: &str, line: &str) -> anyhow::Result<String> {
+    pub(crate) async fn sh(&self, container: &str, line: &str) -> anyhow::Result<String> {
         let words = ["/bin/sh", "-c", line].map(str::to_owned);
         let said = self.engine.exec(container, &words, 10_000).await?;
         anyhow::ensure!(said.exit_code == Some(0), "{line}: {said:?}");
@@ -137,7 +137,7 @@ impl Drop for Adapter {
 }
 
 /// A service of the app that tests use.
-pub fn key(service: &str) -> ServiceKey {
+pub(crate) fn key(service: &str) -> ServiceKey {
     ServiceKey {
         app: "1001".parse().expect("an app's id"),
         service: service.parse().expect("a service's name"),
@@ -145,7 +145,7 @@ pub fn key(service: &str) -> ServiceKey {
 }
 
 /// A service as a target carries it, resolved to this image.
-pub fn service(image: &Pushed, config: &Value) -> anyhow::Result<ServiceTarget> {
+pub(crate) fn service(image: &Pushed, config: &Value) -> anyhow::Result<ServiceTarget> {
     let child = image.child("linux/amd64");
     let pinned = image.pinned();
     let mut config = config.clone();
