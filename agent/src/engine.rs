@@ -283,7 +283,8 @@ pub struct EngineContainer {
 /// A container's connection to a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineAttachment {
-    /// The network's id; empty while the engine has not connected it yet (a created container).
+    /// The network's id; empty while the engine has not connected it yet (a created container), and
+    /// where the engine does not tell.
     pub network_id: String,
     /// Names it has there.
     pub aliases: BTreeSet<String>,
