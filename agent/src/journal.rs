@@ -93,6 +93,10 @@ pub enum Change {
     Set(Box<ServiceHistory>),
     /// It is forgotten.
     Forget,
+    /// An image is pulled for it: the agent may remove it one day.
+    Own(String),
+    /// An image is removed, or is somebody else's: the agent never removes it.
+    Disown(String),
 }
 
 /// The agent's memory on disk.
@@ -368,6 +372,30 @@ impl Journal {
         write().map_err(JournalError::Write)
     }
 
+    /// The images that this agent pulled, each with the service it was first pulled for.
+    pub fn pulled(&self) -> Result<BTreeMap<String, ServiceKey>, JournalError> {
+        let read = || -> rusqlite::Result<BTreeMap<String, ServiceKey>> {
+            let mut statement = self.db.prepare("select image, app, service from pulled")?;
+            let rows = statement.query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                ))
+            })?;
+            let mut pulled = BTreeMap::new();
+            for row in rows {
+                let (image, app, service) = row?;
+                // What cannot be understood counts as never written: the image stays for good.
+                if let Some((app, service)) = app.parse().ok().zip(service.parse().ok()) {
+                    pulled.insert(image, ServiceKey { app, service });
+                }
+            }
+            Ok(pulled)
+        };
+        read().map_err(JournalError::Read)
+    }
+
     /// A name that no other journal has: a damaged and replaced one counts its reports anew.
     pub fn name(&self) -> Result<String, JournalError> {
         let read = "select value from meta where key = 'name'";
@@ -409,6 +437,16 @@ fn apply(db: &Connection, key: &ServiceKey, change: &Change) -> rusqlite::Result
                 "delete from services where app = ?1 and service = ?2",
                 [key.app.as_str(), key.service.as_str()],
             )
+            .map(drop),
+        Change::Own(image) => db
+            .execute(
+                "insert into pulled (image, app, service) values (?1, ?2, ?3)
+                 on conflict (image) do nothing",
+                [image, key.app.as_str(), key.service.as_str()],
+            )
+            .map(drop),
+        Change::Disown(image) => db
+            .execute("delete from pulled where image = ?1", [image])
             .map(drop),
     }
 }

@@ -128,6 +128,8 @@ pub struct Reconciler<'a, E, C, R> {
     info: Option<EngineInfo>,
     away: Backoff,
     histories: BTreeMap<ServiceKey, ServiceHistory>,
+    /// Images that the agent pulled.
+    pulled: BTreeMap<String, ServiceKey>,
     failures: Failures,
     memory: Memory,
     prober: Prober<'a, E, C>,
@@ -155,6 +157,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             away: Backoff::new(AWAY_MIN_MS, AWAY_MAX_MS, parts.random.number()),
             failures: Failures::new(parts.random.number()),
             histories,
+            pulled: parts.journal.pulled()?,
             memory: Memory::default(),
             prober: Prober::new(parts.engine, parts.clock),
             knows_its_own: parts.journal.knows_what_was_made()?,
@@ -384,6 +387,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             services: self.histories.clone(),
             pulls: self.failures.pulls(now, now_ms),
             steps: self.failures.steps(now, now_ms),
+            images: self.failures.images(now, now_ms),
+            outgrown: self.failures.outgrown().clone(),
+            pulled: self.pulled.clone(),
+            pulling: self.pulls.images().cloned().collect(),
         }
     }
 
@@ -557,6 +564,12 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Change::Forget => {
                 self.histories.remove(key);
             }
+            Change::Own(image) => {
+                self.pulled.entry(image).or_insert_with(|| key.clone());
+            }
+            Change::Disown(image) => {
+                self.pulled.remove(&image);
+            }
         }
     }
 
@@ -577,8 +590,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 candidate: None,
             };
             let now = self.parts.clock.now();
-            match self.parts.journal.begin(&intent, &Change::None, now) {
+            let own = Change::Own(pull.image.clone());
+            match self.parts.journal.begin(&intent, &own, now) {
                 Ok(id) => {
+                    self.remember(&intent.key, own);
                     tracing::info!(
                         step = step.code(), service.name = %intent.key.service,
                         app.id = %intent.key.app, image.digest = %pull.image, "begun: {step}"

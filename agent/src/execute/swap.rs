@@ -210,7 +210,7 @@ impl<E: Engine> Execution<'_, E> {
     ) -> Result<Change, EngineError> {
         self.engine.set_restart(&container.id, restart).await?;
         let mut history = self.tidied(key, &container.id);
-        history.last_good = Some(service.clone());
+        history.commit(service);
         history.attempts = None;
         let mut containers = self.observed.containers.iter();
         let ended = containers.any(|found| {

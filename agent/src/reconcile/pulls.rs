@@ -1,6 +1,7 @@
 //! Owns the pulls that run beside the other steps: few at a time, each image once.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use futures_util::stream::FuturesUnordered;
@@ -8,6 +9,8 @@ use holdfast_plan::{Observed, Step};
 use holdfast_proto::id::ServiceKey;
 
 use super::Rules;
+use crate::clock::Clock;
+use crate::disk;
 use crate::engine::{Engine, EngineInfo};
 use crate::execute::pull::{Pull, PullError};
 use crate::journal::IntentId;
@@ -18,6 +21,8 @@ const MAX_PULLS: usize = 2;
 /// A pull that ended.
 pub(super) struct Done {
     pub(super) image: String,
+    /// What was free on its disk when it began.
+    pub(super) free_before: Option<u64>,
     pub(super) outcome: Result<(), PullError>,
 }
 
@@ -38,18 +43,30 @@ impl<'a> Pulls<'a> {
         self.begun.len() < MAX_PULLS && !self.begun.contains_key(image)
     }
 
-    pub(super) fn begin<E: Engine>(
+    /// The images that are being pulled.
+    pub(super) fn images(&self) -> impl Iterator<Item = &String> {
+        self.begun.keys()
+    }
+
+    pub(super) fn begin<E: Engine, C: Clock>(
         &mut self,
         engine: &'a E,
+        clock: &'a C,
         pull: Pull,
         intent: IntentId,
         key: ServiceKey,
     ) {
         self.begun.insert(pull.image.clone(), (intent, key));
+        let room = pull
+            .floor
+            .as_ref()
+            .and_then(|(folder, _)| disk::free(folder));
+        let free_before = room.map(|free| free.bytes);
         self.running.push(Box::pin(async move {
-            let outcome = pull.run(engine).await;
+            let outcome = pull.run(engine, clock).await;
             Done {
                 image: pull.image,
+                free_before,
                 outcome,
             }
         }));
@@ -74,10 +91,12 @@ pub(super) fn of(
     info: Option<&EngineInfo>,
     rules: &Rules,
 ) -> Option<Pull> {
+    let info = info?;
     let Step::Pull {
         image,
         expected,
         platform,
+        keep,
         ..
     } = step
     else {
@@ -88,7 +107,11 @@ pub(super) fn of(
         expected: expected.clone(),
         platform: platform.clone(),
         device: observed.platform.clone(),
-        store: info?.store,
+        store: info.store,
+        keep: keep.clone(),
+        floor: observed
+            .disk
+            .map(|disk| (PathBuf::from(&info.root), disk.floor_bytes)),
         no_progress_ms: rules.no_progress_ms,
     })
 }
