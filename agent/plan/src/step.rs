@@ -451,6 +451,46 @@ impl Step {
         }
     }
 
+    /// Whether it begins something new, rather than ends what is begun or brings back what worked: only
+    /// the latter may spend the last room on a disk.
+    pub fn begins(&self) -> bool {
+        match self {
+            Self::Pull { .. }
+            | Self::Keep { .. }
+            | Self::Create { .. }
+            | Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::Stop {
+                why: StopReason::Replaced | StopReason::MakesRoom,
+                ..
+            } => true,
+            Self::Release { .. }
+            | Self::Collect { .. }
+            | Self::StartSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Stop {
+                why:
+                    StopReason::Rejected
+                    | StopReason::NotInTarget
+                    | StopReason::Superfluous
+                    | StopReason::NetworkLost,
+                ..
+            }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Commit { .. }
+            | Self::Reject { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Remove { .. }
+            | Self::Pardon { .. }
+            | Self::Forget { .. } => false,
+        }
+    }
+
     /// Whether it makes something beside what runs, quickly and without touching it.
     pub(crate) fn is_preparation(&self) -> bool {
         matches!(
