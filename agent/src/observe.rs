@@ -5,8 +5,8 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_plan::{
-    Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network, NetworkKey,
-    NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
+    Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
+    NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::ConfigDigest;

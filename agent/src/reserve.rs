@@ -22,7 +22,7 @@ const FILE: &str = "reserve";
 /// Less than this is full: one more intent and one more change of a container may not fit.
 const FULL_BYTES: u64 = 4 << 20;
 /// Written at once where a file system cannot allocate without writing.
-const BLOCK: [u8; 64 << 10] = [0; 64 << 10];
+static BLOCK: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The reserve of one state folder.
 pub struct Reserve {
@@ -32,19 +32,15 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve of a state folder, as it is; nothing is made yet. Of another size, it is given up.
+    /// The reserve of a state folder, as it is; changes nothing yet.
     pub fn of(folder: &Path, bytes: u64) -> Self {
-        let reserve = Self {
+        let found = std::fs::symlink_metadata(folder.join(FILE));
+        let is_made = found.is_ok_and(|found| found.is_file() && is_whole(&found, bytes));
+        Self {
             folder: folder.to_owned(),
             bytes,
-            is_made: Cell::new(false),
-        };
-        match std::fs::symlink_metadata(reserve.path()) {
-            Ok(found) if found.is_file() && is_whole(&found, bytes) => reserve.is_made.set(bytes > 0),
-            Ok(_) => reserve.delete(),
-            Err(_) => {}
+            is_made: Cell::new(is_made && bytes > 0),
         }
-        reserve
     }
 
     fn path(&self) -> PathBuf {
@@ -56,9 +52,16 @@ impl Reserve {
         if self.is_made.get() { 0 } else { self.bytes }
     }
 
-    /// Makes the file if it is not there and at least twice as much is free; whether it is there.
+    /// Makes the file if it is not there and at least twice as much is free; whether it is as it should be.
+    /// One of another size makes way.
     pub fn make(&self) -> bool {
-        if self.is_made.get() || self.bytes == 0 {
+        if self.is_made.get() {
+            return true;
+        }
+        if self.path().exists() {
+            self.delete();
+        }
+        if self.bytes == 0 {
             return true;
         }
         let free_bytes = disk::free(&self.folder).map_or(0, |free| free.bytes);
@@ -161,7 +164,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(Reserve::of(folder.path(), BYTES).make());
         assert_eq!(Reserve::of(folder.path(), BYTES).missing_bytes(), 0);
-        assert_eq!(Reserve::of(folder.path(), 9).missing_bytes(), 9);
+        let smaller = Reserve::of(folder.path(), 9);
+        assert_eq!(smaller.missing_bytes(), 9);
+        assert!(smaller.make());
+        let found = std::fs::metadata(folder.path().join(FILE)).unwrap();
+        assert_eq!(found.len(), 9);
+        assert!(Reserve::of(folder.path(), 0).make());
         assert!(!folder.path().join(FILE).exists());
     }
 

@@ -25,6 +25,7 @@ use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
+use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
 use crate::shared::Shared;
@@ -94,6 +95,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         runtime_dir: settings.runtime_dir.clone(),
         on_disk: settings.secrets_on_disk,
     };
+    let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();
@@ -122,6 +124,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         permission: &permission,
         policy,
         files: &files,
+        reserve: &reserve,
         rules: rules(settings),
         claim: &claim,
     })?;

@@ -79,9 +79,6 @@ const LEAST_INODES: u64 = 100;
 const LEAST_GAIN: u64 = 16 << 20;
 
 /// What is missing for a pull of so many bytes; none if it fits, or nobody can tell.
-///
-/// An image of the same repository on the device shares layers with the new one, nobody knows which:
-/// only what is fetched is asked for then, and the pull is watched (see `outgrown`).
 pub(crate) fn lacks_for_pull(
     situation: &Situation<'_>,
     image: &str,
@@ -98,35 +95,45 @@ pub(crate) fn lacks(
     gain_bytes: u64,
 ) -> Option<Shortage> {
     let disk = situation.observed.disk?;
-    let repository = |name: &str| name.split('@').next().map(str::to_owned);
-    let own = repository(&canonical(image));
-    let mut stored = situation.observed.stored.iter().flatten();
-    let has_sibling = stored.any(|stored| {
-        let mut digests = stored.digests.iter();
-        digests.any(|digest| repository(digest) == own)
-    });
     // What is to be cleared away first shares nothing with what comes then.
-    let shares = has_sibling && gain_bytes == 0;
-    let (times, inodes) = if shares {
-        (1, LEAST_INODES)
+    let shared_bytes = if gain_bytes == 0 {
+        may_share_bytes(situation, image)
     } else {
-        (
-            1 + UNPACKED_PER_FETCHED,
-            LEAST_INODES.saturating_add(size_bytes / FETCHED_PER_INODE),
-        )
+        0
     };
-    let mut need = size_bytes
-        .saturating_mul(times)
+    let fetched = size_bytes.saturating_sub(shared_bytes);
+    let mut need = fetched
+        .saturating_mul(1 + UNPACKED_PER_FETCHED)
         .saturating_add(disk.floor_bytes);
     if let Some(began) = situation.history.outgrown.get(image) {
         need = need.max(began.saturating_add(size_bytes.max(LEAST_GAIN)));
     }
-    let free = disk.free_bytes.saturating_add(gain_bytes);
-    if free < need {
+    if disk.free_bytes.saturating_add(gain_bytes) < need {
         let free = disk.free_bytes;
         return Some(Shortage::Bytes { need, free });
     }
-    lacks_inodes(disk, inodes)
+    let need = LEAST_INODES.saturating_add(fetched / FETCHED_PER_INODE);
+    lacks_inodes(disk, need)
+}
+
+/// What images of the same repository that are there already took to fetch, the largest of them.
+///
+/// Which layers they share with the new one nobody can tell before the pull: only what it is larger by is
+/// asked for, and the pull is watched. One that was cut off for it is asked for in full, see `outgrown`.
+fn may_share_bytes(situation: &Situation<'_>, image: &str) -> u64 {
+    let repository = |name: &str| name.split('@').next().map(str::to_owned);
+    let own = repository(&canonical(image));
+    let stored = situation.observed.stored.as_deref().unwrap_or_default();
+    let history = situation.history.services.values();
+    let past = history.flat_map(|history| history.last_good.iter().chain(&history.previous));
+    let target = situation.target.services().map(|(_, service)| service);
+    let siblings = past.chain(target).filter_map(|service| {
+        let pinned = canonical(&service.pinned_image()?);
+        let is_there = stored.iter().any(|image| image.digests.contains(&pinned));
+        let expected = service.pin.as_ref()?.expected.as_ref()?;
+        (is_there && repository(&pinned) == own).then_some(expected.size_bytes)
+    });
+    siblings.max().unwrap_or(0)
 }
 
 /// What is missing for making a container and swapping it in.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use futures_util::stream::FuturesUnordered;
-use holdfast_plan::{Observed, Step};
+use holdfast_plan::{Observed, PullReason, Step};
 use holdfast_proto::id::ServiceKey;
 
 use super::Rules;
@@ -26,11 +26,18 @@ pub(super) struct Done {
     pub(super) outcome: Result<(), PullError>,
 }
 
+/// What a running pull was begun for.
+pub(super) struct Begun {
+    pub(super) intent: IntentId,
+    pub(super) key: ServiceKey,
+    pub(super) why: PullReason,
+}
+
 /// The running pulls.
 #[derive(Default)]
 pub(super) struct Pulls<'a> {
     pub(super) running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + 'a>>>,
-    begun: BTreeMap<String, (IntentId, ServiceKey)>,
+    begun: BTreeMap<String, Begun>,
 }
 
 impl<'a> Pulls<'a> {
@@ -53,10 +60,9 @@ impl<'a> Pulls<'a> {
         engine: &'a E,
         clock: &'a C,
         pull: Pull,
-        intent: IntentId,
-        key: ServiceKey,
+        begun: Begun,
     ) {
-        self.begun.insert(pull.image.clone(), (intent, key));
+        self.begun.insert(pull.image.clone(), begun);
         let room = pull
             .floor
             .as_ref()
@@ -72,37 +78,38 @@ impl<'a> Pulls<'a> {
         }));
     }
 
-    /// The intent of a pull that ended.
-    pub(super) fn take(&mut self, image: &str) -> Option<(IntentId, ServiceKey)> {
+    /// What a pull that ended was begun for.
+    pub(super) fn take(&mut self, image: &str) -> Option<Begun> {
         self.begun.remove(image)
     }
 
-    /// Drops every pull, which closes its connection; gives their intents.
-    pub(super) fn abort(&mut self) -> Vec<(IntentId, ServiceKey)> {
+    /// Drops every pull, which closes its connection; gives what they were begun for.
+    pub(super) fn abort(&mut self) -> Vec<Begun> {
         self.running.clear();
         std::mem::take(&mut self.begun).into_values().collect()
     }
 }
 
-/// The pull that a step asks for, if it asks for one.
+/// The pull that a step asks for and what for, if it asks for one.
 pub(super) fn of(
     step: &Step,
     observed: &Observed,
     info: Option<&EngineInfo>,
     rules: &Rules,
-) -> Option<Pull> {
+) -> Option<(Pull, PullReason)> {
     let info = info?;
     let Step::Pull {
         image,
         expected,
         platform,
         keep,
+        why,
         ..
     } = step
     else {
         return None;
     };
-    Some(Pull {
+    let pull = Pull {
         image: image.clone(),
         expected: expected.clone(),
         platform: platform.clone(),
@@ -113,5 +120,6 @@ pub(super) fn of(
             .disk
             .map(|disk| (PathBuf::from(&info.root), disk.floor_bytes)),
         no_progress_ms: rules.no_progress_ms,
-    })
+    };
+    Some((pull, *why))
 }
