@@ -132,6 +132,8 @@ pub struct Journal {
     stand_in: std::cell::RefCell<Option<(String, u64)>>,
     /// Why it is in memory only, if it is.
     in_memory: Option<String>,
+    /// Whether the file was found damaged while it was in use.
+    damaged: std::cell::Cell<bool>,
 }
 
 /// A journal and what was found wrong with its predecessor.
@@ -179,7 +181,20 @@ impl Journal {
             sequence: std::cell::Cell::default(),
             stand_in: std::cell::RefCell::default(),
             in_memory,
+            damaged: std::cell::Cell::default(),
         }
+    }
+
+    /// Whether the file was found damaged while it was in use: opened again, it is begun anew.
+    pub fn was_damaged(&self) -> bool {
+        self.damaged.get()
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> JournalError {
+        if schema::is_damage(&source) {
+            self.damaged.set(true);
+        }
+        JournalError::Write(source)
     }
 
     /// Why it is in memory only, if it is.
@@ -248,7 +263,7 @@ impl Journal {
                 ],
             )
             .map(drop)
-            .map_err(JournalError::Write)
+            .map_err(|source| self.failed(source))
     }
 
     /// What is remembered of each service. Rows that cannot be understood count as never written.
@@ -311,7 +326,7 @@ impl Journal {
             apply(&tx, &intent.key, change)?;
             tx.commit().map(|()| id)
         };
-        write().map(IntentId).map_err(JournalError::Write)
+        write().map(IntentId).map_err(|source| self.failed(source))
     }
 
     /// Writes down that it is done, or failed, and what it changes: both or neither.
@@ -327,7 +342,7 @@ impl Journal {
             apply(&tx, key, change)?;
             tx.commit()
         };
-        write().map_err(JournalError::Write)
+        write().map_err(|source| self.failed(source))
     }
 
     /// Takes the intents that a dead agent left open, and counts its death against what it tried.

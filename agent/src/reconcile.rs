@@ -53,7 +53,7 @@ const AWAY_MAX_MS: u64 = 5_000;
 const MAX_REPEATS: u32 = 5;
 
 /// Notice: intents cannot be written, so nothing is changed.
-const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+pub(crate) const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
 /// Notice: the reserve was given up and could not be made again yet.
 const RESERVE_USED: &str = "reserve_used";
 
@@ -153,7 +153,18 @@ pub struct Reconciler<'a, E, C, R> {
 impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     /// Takes up what the journal holds; intents of an agent that died are counted.
     pub fn new(parts: Parts<'a, E, C, R>) -> Result<Self, JournalError> {
-        for dead in parts.journal.take_dead_intents()? {
+        // A disk that cannot be written now is no reason not to look after what runs.
+        let dead = parts
+            .journal
+            .take_dead_intents()
+            .or_else(|error| match error {
+                JournalError::Write(_) => {
+                    tell_unwritable(parts.shared, &error);
+                    Ok(Vec::new())
+                }
+                error => Err(error),
+            });
+        for dead in dead? {
             tracing::warn!(
                 service.name = %dead.key, step = %dead.step,
                 "the agent died in the middle of a step; it goes on from what the engine shows"
@@ -585,9 +596,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     }
 
     fn unwritable(&mut self, error: &JournalError) -> Next {
-        let detail = chain(error);
-        tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
-        self.parts.shared.notice(JOURNAL_UNWRITABLE, &detail);
+        tell_unwritable(self.parts.shared, error);
         Next::WaitMs(AWAY_MAX_MS)
     }
 
@@ -703,4 +712,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         }
         self.finish(intent, &key, Change::None);
     }
+}
+
+fn tell_unwritable(shared: &Shared, error: &JournalError) {
+    let detail = chain(error);
+    tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
+    shared.notice(JOURNAL_UNWRITABLE, &detail);
 }

@@ -214,6 +214,7 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
             "STATE",
             "HEALTH",
             "VERIFIED",
+            "WAY BACK",
             "GENERATION",
             "IMAGE",
             "CONTAINER",
@@ -261,6 +262,10 @@ pub(super) fn orders(control: &Control) -> impl Iterator<Item = (&'static str, S
     paused.into_iter().chain(forced).chain(locks)
 }
 
+fn yes_or_no(answer: bool) -> &'static str {
+    if answer { "yes" } else { "no" }
+}
+
 fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
     let dash = || "-".to_owned();
     let image = service.image.as_deref().map(short_image);
@@ -268,7 +273,10 @@ fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
         name.to_owned(),
         service.state.clone(),
         service.health.clone().unwrap_or_else(dash),
-        if service.verified { "yes" } else { "no" }.to_owned(),
+        yes_or_no(service.verified).to_owned(),
+        service
+            .rollback_ready
+            .map_or_else(dash, |ready| yes_or_no(ready).to_owned()),
         service.generation.map_or_else(dash, |n| n.to_string()),
         image.unwrap_or_else(dash),
         service.container_name.clone().unwrap_or_else(dash),

@@ -10,7 +10,7 @@ use super::JournalError;
 /// The format that this agent writes.
 const FORMAT: i64 = 1;
 
-const TABLES: &str = "
+pub(super) const TABLES: &str = "
 create table meta (key text primary key, value integer not null) without rowid;
 insert into meta (key, value) values ('name', abs(random() / 2));
 create table target (

@@ -9,7 +9,7 @@ use crate::engine::EngineContainer;
 
 /// So long a list of images is good enough: nothing that a swap waits for depends on it, and listing them
 /// between the stop of the old container and the start of the new one would cost time.
-const IMAGES_MS: u64 = 30_000;
+const IMAGES_MS: u64 = 10_000;
 
 /// What was seen of one start of a container.
 #[derive(Debug)]
