@@ -187,6 +187,23 @@ impl EngineError {
         }
     }
 
+    /// Whether the engine's disk was too full for it, which says nothing of what was asked.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Refused { message, .. } | Self::PullBroke { message } => {
+                message.contains("no space left on device")
+            }
+            Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::PullStalled { .. }
+            | Self::ForeignName { .. }
+            | Self::Unsupported(_)
+            | Self::Forbidden(_)
+            | Self::Files(_)
+            | Self::Nonsense { .. } => false,
+        }
+    }
+
     /// Whether the same request would be refused again, however often it is repeated.
     pub fn is_final(&self) -> bool {
         match self {

@@ -232,7 +232,10 @@ impl<'a> View<'a> {
             | Step::CreateNetwork { .. }
             | Step::CreateSandbox { .. }
             | Step::Pull { .. } => !ready,
-            Step::Commit { .. }
+            Step::Keep { .. }
+            | Step::Release { .. }
+            | Step::Collect { .. }
+            | Step::Commit { .. }
             | Step::Complete { .. }
             | Step::Reject { .. }
             | Step::Remove { .. }
