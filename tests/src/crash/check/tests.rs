@@ -1,0 +1,1 @@
+//! Each check fails on what it is for.
