@@ -10,7 +10,10 @@ pub mod check;
 mod journal;
 pub mod lane;
 pub mod list;
+pub mod matrix;
 pub mod page;
+#[cfg(test)]
+mod planted;
 pub mod point;
 pub mod run;
 pub mod scenario;

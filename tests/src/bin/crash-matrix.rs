@@ -1,18 +1,17 @@
 //! `make crash-matrix`: lets programs die at every point, and writes docs/crash-matrix.md.
 #![allow(clippy::print_stdout, reason = "it reports its progress")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, bail};
 use holdfast_tests::clock::{Stopwatch, unix_seconds};
-use holdfast_tests::crash::lane::Lane;
+use holdfast_tests::crash::matrix::{Done, Matrix};
 use holdfast_tests::crash::point::{Kind, Outcome, Point};
-use holdfast_tests::crash::run::Recording;
 use holdfast_tests::crash::scenario::Scenario;
 use holdfast_tests::crash::{list, page};
 use holdfast_tests::{binaries, place};
@@ -95,43 +94,6 @@ impl Options {
     }
 }
 
-type Recordings = BTreeMap<Scenario, Recording>;
-
-/// Lets every lane take the next piece of work until none is left.
-async fn share_out<W, T, F>(lanes: &mut [Lane], work: Vec<W>, run: F) -> Vec<T>
-where
-    F: AsyncFn(&mut Lane, W) -> T,
-{
-    let queue = Mutex::new(VecDeque::from(work));
-    let lanes = lanes.iter_mut().map(async |lane| {
-        let mut done = Vec::new();
-        loop {
-            let next = guard(&queue).pop_front();
-            match next {
-                Some(work) => done.push(run(lane, work).await),
-                None => return done,
-            }
-        }
-    });
-    let done = futures_util::future::join_all(lanes).await;
-    done.into_iter().flatten().collect()
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn record(lanes: &mut [Lane], scenarios: &[Scenario]) -> anyhow::Result<Recordings> {
-    let recorded = share_out(lanes, scenarios.to_vec(), async |lane: &mut Lane, scenario| {
-        let recording = lane.record(scenario).await;
-        let name = scenario.word();
-        recording.map(|recording| (scenario, recording)).with_context(|| {
-            format!("an undisturbed run of {name}; the agent's log:\n{}", lane.agent_log())
-        })
-    });
-    recorded.await.into_iter().collect()
-}
-
 /// The results so far, a line each: what a run that is taken up again reads.
 fn results_file() -> anyhow::Result<PathBuf> {
     Ok(place::folder("crash-matrix")?.join("results.jsonl"))
@@ -158,18 +120,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let options = Options::parse(&words)?;
     let clock = Stopwatch::start();
-    println!("starting {} lanes …", options.lanes);
-    let mut lanes = Vec::new();
-    for _ in 0..options.lanes {
-        lanes.push(Lane::start().await?);
-    }
-    println!("{} s; watching undisturbed runs …", clock.elapsed().as_secs());
-    let recordings = record(&mut lanes, &options.scenarios).await?;
-    let mut points: Vec<Point> = recordings
-        .iter()
-        .flat_map(|(scenario, recording)| list::of(*scenario, recording))
-        .filter(|point| options.wants(point))
-        .collect();
+    println!("starting {} lanes and watching undisturbed runs …", options.lanes);
+    let mut matrix = Matrix::start(options.lanes, &options.scenarios).await?;
+    let mut points = matrix.points();
+    points.retain(|point| options.wants(point));
     if let Some(most) = options.sample {
         points = list::sample(&points, most);
     }
@@ -184,27 +138,22 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut results = earlier(&points[..from])?;
     let mut file = File::options();
     file.create(true).write(true).append(from > 0).truncate(from == 0);
-    let file = Arc::new(Mutex::new(file.open(results_file()?)?));
-    let total = points.len();
-    let work: Vec<(usize, Point)> = points.into_iter().enumerate().skip(from).collect();
-    let done = share_out(&mut lanes, work, async |lane: &mut Lane, (index, point): (usize, Point)| {
-        let Some(recording) = recordings.get(&point.scenario) else {
-            return (point, Outcome::NotReached);
-        };
-        let outcome = lane.run(&point, recording).await;
-        let line = json!({ "point": point.to_string(), "outcome": outcome.to_json() });
-        if let Err(error) = writeln!(guard(&file), "{line}") {
+    let file = file.open(results_file()?)?;
+    let (total, finished) = (points.len(), AtomicUsize::new(from));
+    let tell = |done: &Done<'_>| {
+        let (name, outcome) = (done.point.to_string(), done.outcome.to_json());
+        if let Err(error) = writeln!(&file, "{}", json!({ "point": name, "outcome": outcome })) {
             println!("the results file: {error}");
         }
         let seconds = clock.elapsed().as_secs();
-        println!("{seconds:5} s {:5}/{total} {point} {}", index + 1, outcome.to_json());
-        if let Outcome::Violated(_) = outcome {
-            println!("{}", lane.last_words());
+        let number = finished.fetch_add(1, Ordering::Relaxed) + 1;
+        println!("{seconds:5} s {number:5}/{total} {name} {outcome}");
+        if !done.last_words.is_empty() {
+            println!("{}", done.last_words);
         }
-        (point, outcome)
-    });
-    results.extend(done.await);
-    drop(lanes);
+    };
+    results.extend(matrix.run(points.split_off(from), tell).await);
+    drop(matrix);
     let now = i64::try_from(unix_seconds())?;
     let now = holdfast_proto::time::Timestamp::from_millis(now * 1_000).to_string();
     let size = fs::metadata(binaries::agent()?)?.len();

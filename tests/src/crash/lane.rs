@@ -191,6 +191,7 @@ impl Lane {
                 target,
                 before,
                 kept,
+                port: self.port,
                 foreign: vec![self.site.registry.host()],
             },
             deploys,

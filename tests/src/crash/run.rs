@@ -50,7 +50,7 @@ impl Lane {
         let again = self.undisturbed(&going).await?;
         let text = std::fs::read_to_string(&file)?;
         self.end_traced().await?;
-        self.device.agent.run()?;
+        self.start_agent()?;
         self.arrived(&going);
         ensure!(
             signature == again,
@@ -106,17 +106,11 @@ impl Lane {
         };
         let clock = Stopwatch::start();
         found.extend(self.restart(point.kind, &going).await?);
-        let recovery_ms = match self.wait_for_signature(&recording.signature, &going).await {
-            Ok(()) => clock.elapsed().as_millis(),
-            Err(error) => {
-                found.push(Violation::new("I7", format!("{error:#}")));
-                return Ok(Outcome::Violated(found));
-            }
-        };
-        if let Err(error) = self.wait_for_status(going.scenario.ends_as()).await {
+        if let Err(error) = self.arrival(&recording.signature, &going).await {
             found.push(Violation::new("I7", format!("{error:#}")));
             return Ok(Outcome::Violated(found));
         }
+        let recovery_ms = u64::try_from(clock.elapsed().as_millis())?;
         let calls = self.device.tap.mutations().len();
         self.two_polls().await?;
         found.extend(quiet(&self.device.tap.mutations()[calls..]));
@@ -129,7 +123,6 @@ impl Lane {
         let docker = self.site.engine.docker().clone();
         found.extend(self.witness.check(&docker).await?);
         self.arrived(&going);
-        let recovery_ms = u64::try_from(recovery_ms)?;
         Ok(if found.is_empty() {
             Outcome::Held { recovery_ms }
         } else {
@@ -160,10 +153,9 @@ impl Lane {
         let fired = tap.arm(rule.clone().then(kill));
         let _ended = tap.arm(rule.then(Action::Reset));
         let going = self.go(point.scenario).await?;
-        let ends_as = going.scenario.ends_as();
         let died = tokio::select! {
             call = fired.wait(RECOVERS_WITHIN) => Some(call?),
-            end = self.passed_by(&recording.signature, &going, ends_as) => { end?; None }
+            end = self.passed_by(&recording.signature, &going) => { end?; None }
         };
         let Some(call) = died else {
             return Ok((going, None));
@@ -192,14 +184,13 @@ impl Lane {
         self.device.agent.kill9();
         let going = self.go(point.scenario).await?;
         self.trace(&format!("inject={name}:signal=KILL:when={nth}"), "/dev/null")?;
-        let ends_as = going.scenario.ends_as();
         let died = tokio::select! {
             end = self.agent_died() => { end?; true }
-            end = self.passed_by(&recording.signature, &going, ends_as) => { end?; false }
+            end = self.passed_by(&recording.signature, &going) => { end?; false }
         };
         if !died {
             self.end_traced().await?;
-            self.device.agent.run()?;
+            self.start_agent()?;
             return Ok((going, None));
         }
         let found = always(&self.snapshot().await?, &going.bounds);
@@ -207,17 +198,17 @@ impl Lane {
     }
 
     /// Ends when the scenario has come to its end and nothing has died.
-    async fn passed_by(
-        &self,
-        signature: &[String],
-        going: &Going,
-        ends_as: &str,
-    ) -> anyhow::Result<()> {
-        // A while longer than the recovery: the other side of the race decides.
-        self.wait_for_signature(signature, going).await?;
-        self.wait_for_status(ends_as).await?;
+    async fn passed_by(&self, signature: &[String], going: &Going) -> anyhow::Result<()> {
+        self.arrival(signature, going).await?;
+        // The last calls and syscalls come after the report.
         self.two_polls().await?;
         self.two_polls().await
+    }
+
+    /// Waits until the device is where it must be and says so.
+    async fn arrival(&self, signature: &[String], going: &Going) -> anyhow::Result<()> {
+        self.wait_for_status(going.scenario.ends_as()).await?;
+        self.wait_for_signature(signature, going).await
     }
 
     async fn agent_died(&self) -> anyhow::Result<()> {
@@ -241,7 +232,7 @@ impl Lane {
             found.extend(always(&self.snapshot().await?, &going.bounds));
         }
         if kind != Kind::Engine {
-            self.device.agent.run()?;
+            self.start_agent()?;
         }
         Ok(found)
     }
@@ -249,17 +240,23 @@ impl Lane {
     /// Starts the agent under strace.
     fn trace(&mut self, expression: &str, output: &str) -> anyhow::Result<()> {
         let strace = apt::require(&["strace"])?.remove(0).display().to_string();
-        let words = [&strace, "-f", "-qq", "--seccomp-bpf", "-o", output, "-e"];
-        let trace = expression.strip_prefix("inject=").map(|rest| {
+        let mut words = vec![&strace, "-f", "-qq", "--seccomp-bpf", "-o", output];
+        let traced = expression.strip_prefix("inject=").map(|rest| {
             let name = rest.split(':').next().unwrap_or(rest);
             format!("trace={name}")
         });
-        let mut words = words.to_vec();
-        if let Some(trace) = &trace {
-            words.extend([trace.as_str(), "-e"]);
+        for expression in traced.iter().map(String::as_str).chain([expression]) {
+            words.extend(["-e", expression]);
         }
-        words.push(expression);
+        // The tracer dies with this process; this takes the agent along.
+        words.extend(["setpriv", "--pdeathsig", "KILL", "--"]);
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         self.device.agent.run_under(&words)
+    }
+
+    /// Starts the agent as it is.
+    fn start_agent(&mut self) -> anyhow::Result<()> {
+        self.device.agent.run_under(&[])
     }
 
     /// Kills a traced agent, after which its tracer ends by itself.

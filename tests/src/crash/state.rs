@@ -78,6 +78,8 @@ pub struct Cast {
     pub before: Option<String>,
     /// Containers that were there before.
     pub kept: BTreeSet<String>,
+    /// The port that the service publishes on the device.
+    pub port: u16,
     /// Tags that are not Holdfast's begin with one of these.
     pub foreign: Vec<String>,
 }
@@ -155,6 +157,7 @@ impl Snapshot {
                     attached,
                     ..
                 } = one;
+                let attached = attached.replace(&format!("→{}", cast.port), "→its port");
                 format!("{kept} container {service} {role} of {image}: {state}, restart {restart}, {attached}")
             })
             .collect();

@@ -116,6 +116,17 @@ impl Witness {
         self.data = Some(path);
         Ok(())
     }
+
+    #[cfg(test)]
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[cfg(test)]
+    pub(super) fn spoil_volume(&self) -> anyhow::Result<()> {
+        let path = self.data.as_ref().context("a marked volume")?;
+        Ok(std::fs::remove_file(path)?)
+    }
 }
 
 fn write_mark(volume: &Value) -> anyhow::Result<()> {
