@@ -25,6 +25,9 @@ async fn whatever_dies_at_a_sample_of_points_the_end_is_as_without() -> anyhow::
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     let held = |outcome: &&Outcome| matches!(outcome, Outcome::Held { .. });
     let reached = results.values().filter(held).count();
-    assert!(reached >= POINTS * 9 / 10, "only {reached} of {POINTS} points were reached");
+    assert!(
+        reached >= POINTS * 9 / 10,
+        "only {reached} of {POINTS} points were reached"
+    );
     Ok(())
 }

@@ -107,7 +107,9 @@ fn earlier(points: &[Point]) -> anyhow::Result<BTreeMap<Point, Outcome>> {
     let text = fs::read_to_string(results_file()?).context("the earlier run's results")?;
     for line in text.lines() {
         let line: Value = serde_json::from_str(line)?;
-        let point = points.iter().find(|point| line["point"] == point.to_string());
+        let point = points
+            .iter()
+            .find(|point| line["point"] == point.to_string());
         if let Some((point, outcome)) = point.zip(Outcome::from_json(&line["outcome"])) {
             found.insert(point.clone(), outcome);
         }
@@ -120,7 +122,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let options = Options::parse(&words)?;
     let clock = Stopwatch::start();
-    println!("starting {} lanes and watching undisturbed runs …", options.lanes);
+    println!(
+        "starting {} lanes and watching undisturbed runs …",
+        options.lanes
+    );
     let mut matrix = Matrix::start(options.lanes, &options.scenarios).await?;
     let mut points = matrix.points();
     points.retain(|point| options.wants(point));
@@ -137,7 +142,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let from = options.from.min(points.len());
     let mut results = earlier(&points[..from])?;
     let mut file = File::options();
-    file.create(true).write(true).append(from > 0).truncate(from == 0);
+    file.create(true)
+        .write(true)
+        .append(from > 0)
+        .truncate(from == 0);
     let file = file.open(results_file()?)?;
     let (total, finished) = (points.len(), AtomicUsize::new(from));
     let tell = |done: &Done<'_>| {
@@ -173,6 +181,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(out) = &options.out {
         fs::write(out, &text)?;
     }
-    let held = results.values().all(|outcome| !matches!(outcome, Outcome::Violated(_)));
+    let held = results
+        .values()
+        .all(|outcome| !matches!(outcome, Outcome::Violated(_)));
     Ok(ExitCode::from(u8::from(!held)))
 }

@@ -90,7 +90,10 @@ pub fn always(snapshot: &Snapshot, bounds: &Bounds) -> Vec<Violation> {
         }
         for one in all {
             if !bounds.allowed.contains(&one.image) {
-                report("I5", format!("{} is from an image no target named", one.name));
+                report(
+                    "I5",
+                    format!("{} is from an image no target named", one.name),
+                );
             }
             if one.generation > bounds.generation {
                 report("I6", format!("{} is ahead of the target", one.name));
@@ -100,13 +103,22 @@ pub fn always(snapshot: &Snapshot, bounds: &Bounds) -> Vec<Violation> {
     if let Some(good) = &bounds.last_good {
         let of = |image: &str| snapshot.own().filter(|one| one.image == image).count();
         if of(good) == 0 && !snapshot.has_image(good) {
-            report("I4", "no container and no image of the last good".to_owned());
+            report(
+                "I4",
+                "no container and no image of the last good".to_owned(),
+            );
         }
         let serves = snapshot.own().any(|one| one.image == *good && one.runs());
-        if let Some(target) = bounds.target.as_ref().filter(|_| bounds.replaces && !serves)
+        if let Some(target) = bounds
+            .target
+            .as_ref()
+            .filter(|_| bounds.replaces && !serves)
             && (of(target) == 0 || !snapshot.has_image(target))
         {
-            report("I3", "the old one is down and its successor is not made".to_owned());
+            report(
+                "I3",
+                "the old one is down and its successor is not made".to_owned(),
+            );
         }
     }
     found
@@ -180,7 +192,12 @@ fn differences(path: &str, before: &Value, after: &Value, found: &mut Vec<String
             for key in keys {
                 let (a, b) = (a.get(key), b.get(key));
                 let path = format!("{path}/{key}");
-                differences(&path, a.unwrap_or(&Value::Null), b.unwrap_or(&Value::Null), found);
+                differences(
+                    &path,
+                    a.unwrap_or(&Value::Null),
+                    b.unwrap_or(&Value::Null),
+                    found,
+                );
             }
         }
         (before, after) if before != after => found.push(format!("{path}: {before} → {after}")),

@@ -22,7 +22,7 @@ use crate::{api, place, registry};
 
 /// From the restart of what died to the same end as without: pulls, a gate and a few retries on a busy
 /// machine. The page shows what it took.
-pub const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+pub const RECOVERS_WITHIN: Duration = Duration::from_mins(1);
 
 /// The lane.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Lane {
                 Base::Serving | Base::Converged => Some(self.push(Scenario::First).await?),
             };
             self.set(deploys.as_ref()).await?;
-            self.wait_for_status("converged").await?;
+            self.wait_for_status("converged", &[]).await?;
             self.good.clone_from(&deploys);
             self.target = deploys;
         }
@@ -220,12 +220,19 @@ impl Lane {
         })
     }
 
-    /// Waits until this generation is reported with this status.
-    pub(super) async fn wait_for_status(&self, status: &str) -> anyhow::Result<()> {
-        let what = format!("generation {} to be reported {status}", self.generation);
+    /// Waits until this generation is reported with this status, and for these holds only.
+    pub(super) async fn wait_for_status(&self, status: &str, holds: &[&str]) -> anyhow::Result<()> {
+        let what = format!(
+            "generation {} to be reported {status} {holds:?}",
+            self.generation
+        );
         try_wait_for(&what, RECOVERS_WITHIN, async || {
             let report = self.report().await.map_err(|error| error.to_string())?;
-            if report["generation"] == self.generation && report["status"] == status {
+            let codes = report["holds"].as_array().into_iter().flatten();
+            let same = codes
+                .map(|hold| hold["code"].as_str())
+                .eq(holds.iter().copied().map(Some));
+            if report["generation"] == self.generation && report["status"] == status && same {
                 Ok(())
             } else {
                 let (holds, steps) = (&report["holds"], &report["steps"]);
@@ -246,7 +253,11 @@ impl Lane {
         try_wait_for(what, RECOVERS_WITHIN, async || {
             let snapshot = self.snapshot().await.map_err(|error| error.to_string())?;
             let found = snapshot.signature(&going.cast);
-            if found == expected { Ok(()) } else { Err(found.join(" | ")) }
+            if found == expected {
+                Ok(())
+            } else {
+                Err(found.join(" | "))
+            }
         })
         .await
     }

@@ -68,7 +68,11 @@ mod tests {
     use super::*;
 
     fn recording() -> Recording {
-        let calls = ["POST /images/create", "POST /containers/*/stop", "POST /containers/*/stop"];
+        let calls = [
+            "POST /images/create",
+            "POST /containers/*/stop",
+            "POST /containers/*/stop",
+        ];
         Recording {
             calls: calls.map(str::to_owned).to_vec(),
             syscalls: BTreeMap::from([("pwrite64".to_owned(), 30)]),

@@ -40,7 +40,10 @@ impl Matrix {
             let recording = lane.record(scenario).await;
             let what = || {
                 let name = scenario.word();
-                format!("an undisturbed run of {name}; the agent's log:\n{}", lane.agent_log())
+                format!(
+                    "an undisturbed run of {name}; the agent's log:\n{}",
+                    lane.agent_log()
+                )
             };
             anyhow::Ok((scenario, recording.with_context(what)?))
         });

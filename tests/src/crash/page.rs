@@ -46,7 +46,7 @@ pub fn write(about: &About, results: &BTreeMap<Point, Outcome>) -> String {
                 cell.violations += found.len();
                 for violation in found {
                     let text = violation.to_string().replace('\n', " ");
-                    broken += &format!("- `{point}` {text}\n");
+                    let _ = writeln!(broken, "- `{point}` {text}");
                 }
             }
         }
@@ -96,7 +96,11 @@ pub fn write(about: &About, results: &BTreeMap<Point, Outcome>) -> String {
             page,
             "\n{} points of the list were not reached (the run ended before them) and are not counted: {}.\n",
             missed.len(),
-            missed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            missed
+                .iter()
+                .map(|name| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
     if !broken.is_empty() {
@@ -172,9 +176,21 @@ mod tests {
         ]);
         let page = write(&About::default(), &results);
         assert_eq!(page.lines().last(), Some("3 points, 1 violations"));
-        assert!(page.contains("| swap | agent | 2 | 0 | 10 | 30 | 30 |"), "{page}");
-        assert!(page.contains("| swap | power | 1 | 1 | – | – | – |"), "{page}");
-        assert!(page.contains("- `swap/power/stop#1.before` I1: two ran"), "{page}");
-        assert!(page.contains("1 points of the list were not reached"), "{page}");
+        assert!(
+            page.contains("| swap | agent | 2 | 0 | 10 | 30 | 30 |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("| swap | power | 1 | 1 | – | – | – |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("- `swap/power/stop#1.before` I1: two ran"),
+            "{page}"
+        );
+        assert!(
+            page.contains("1 points of the list were not reached"),
+            "{page}"
+        );
     }
 }

@@ -56,7 +56,10 @@ async fn every_planted_wrong_is_found() -> anyhow::Result<()> {
     lane.device.tap.forget();
     let tapped = Docker::at(&lane.device.tap.socket());
     let double = plant_double(&tapped, &container).await?;
-    assert_eq!(rules(&always(&lane.snapshot().await?, &bounds)), ["I1", "I2", "I6"]);
+    assert_eq!(
+        rules(&always(&lane.snapshot().await?, &bounds)),
+        ["I1", "I2", "I6"]
+    );
     let strict = Bounds {
         allowed: [].into(),
         ..bounds.clone()
@@ -68,7 +71,9 @@ async fn every_planted_wrong_is_found() -> anyhow::Result<()> {
     })
     .await;
     for _ in 0..3 {
-        tapped.post(&format!("/containers/{double}/restart?t=0")).await?;
+        tapped
+            .post(&format!("/containers/{double}/restart?t=0"))
+            .await?;
     }
     wait_for("the attempts to be seen", CONVERGES_WITHIN, async || {
         rules(&between(&lane.watch.seen(), &bounds)).contains(&"I13")
@@ -88,7 +93,10 @@ async fn every_planted_wrong_is_found() -> anyhow::Result<()> {
     assert_eq!(rules(&always(&lane.snapshot().await?, &bounds)), ["I3"]);
     docker.remove(id).await?;
     docker.remove_image(&image).await?;
-    assert_eq!(rules(&always(&lane.snapshot().await?, &bounds)), ["I4", "I3"]);
+    assert_eq!(
+        rules(&always(&lane.snapshot().await?, &bounds)),
+        ["I4", "I3"]
+    );
 
     // What is not ours is changed.
     lane.witness.spoil_volume()?;

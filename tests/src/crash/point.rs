@@ -177,7 +177,9 @@ fn short(shape: &str) -> String {
         ("POST", ["containers", "update"]) => "set_restart".to_owned(),
         ("DELETE", [things]) => format!("remove_{}", things.trim_end_matches('s')),
         ("POST", ["containers", verb]) => (*verb).to_owned(),
-        (_, [things, verbs @ ..]) => format!("{}_{}", things.trim_end_matches('s'), verbs.join("_")),
+        (_, [things, verbs @ ..]) => {
+            format!("{}_{}", things.trim_end_matches('s'), verbs.join("_"))
+        }
         (_, []) => method.to_lowercase(),
     }
 }

@@ -17,7 +17,14 @@ use crate::process::kill9;
 use crate::tap::Action;
 
 /// Syscalls that write to the journal or speak to engine and server.
-const SYSCALLS: &[&str] = &["pwrite64", "fdatasync", "fsync", "ftruncate", "sendto", "writev"];
+const SYSCALLS: &[&str] = &[
+    "pwrite64",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "sendto",
+    "writev",
+];
 /// A process that was killed is gone at once, on a busy machine too.
 const DIES_WITHIN: Duration = Duration::from_secs(20);
 
@@ -65,7 +72,8 @@ impl Lane {
 
     /// Lets a scenario come to its end; how the device looks then.
     async fn undisturbed(&mut self, going: &Going) -> anyhow::Result<Vec<String>> {
-        self.wait_for_status(going.scenario.ends_as()).await?;
+        let (status, holds) = going.scenario.ends_as();
+        self.wait_for_status(status, holds).await?;
         self.two_polls().await?;
         let snapshot = self.snapshot().await?;
         let broken = always(&snapshot, &going.bounds);
@@ -183,7 +191,10 @@ impl Lane {
     ) -> anyhow::Result<(Going, Option<Vec<Violation>>)> {
         self.device.agent.kill9();
         let going = self.go(point.scenario).await?;
-        self.trace(&format!("inject={name}:signal=KILL:when={nth}"), "/dev/null")?;
+        self.trace(
+            &format!("inject={name}:signal=KILL:when={nth}"),
+            "/dev/null",
+        )?;
         let died = tokio::select! {
             end = self.agent_died() => { end?; true }
             end = self.passed_by(&recording.signature, &going) => { end?; false }
@@ -207,7 +218,8 @@ impl Lane {
 
     /// Waits until the device is where it must be and says so.
     async fn arrival(&self, signature: &[String], going: &Going) -> anyhow::Result<()> {
-        self.wait_for_status(going.scenario.ends_as()).await?;
+        let (status, holds) = going.scenario.ends_as();
+        self.wait_for_status(status, holds).await?;
         self.wait_for_signature(signature, going).await
     }
 

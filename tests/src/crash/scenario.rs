@@ -128,9 +128,13 @@ impl Scenario {
         }
     }
 
-    /// The device's status in its last report.
-    pub fn ends_as(self) -> &'static str {
-        if self.fails() { "holding" } else { "converged" }
+    /// The device's status in its last report, and what it holds.
+    pub fn ends_as(self) -> (&'static str, &'static [&'static str]) {
+        if self.fails() {
+            ("holding", &["rejected"])
+        } else {
+            ("converged", &[])
+        }
     }
 
     /// The image that it deploys; `version` makes it unlike any other.

@@ -215,10 +215,19 @@ fn attached(one: &Value, all: &[Value]) -> String {
             }
             None => "network of a container that is gone".to_owned(),
         },
-        None => format!("{} networks", entries(&one["NetworkSettings"]["Networks"]).count()),
+        None => format!(
+            "{} networks",
+            entries(&one["NetworkSettings"]["Networks"]).count()
+        ),
     };
     let mut mounts: Vec<String> = list(&one["Mounts"])
-        .map(|mount| format!("{} at {}", text(&mount["Type"]), text(&mount["Destination"])))
+        .map(|mount| {
+            format!(
+                "{} at {}",
+                text(&mount["Type"]),
+                text(&mount["Destination"])
+            )
+        })
         .collect();
     mounts.sort();
     format!("ports {ports:?}, {networks}, mounts {mounts:?}")

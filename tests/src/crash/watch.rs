@@ -181,18 +181,18 @@ impl Follower {
     }
 }
 
-async fn events(
-    socket: &Path,
-    label: &str,
-) -> anyhow::Result<hyper::body::Incoming> {
-    let filters = json!({ "type": ["container"], "label": [label], "event": ["start", "die", "destroy"] });
+async fn events(socket: &Path, label: &str) -> anyhow::Result<hyper::body::Incoming> {
+    let filters =
+        json!({ "type": ["container"], "label": [label], "event": ["start", "die", "destroy"] });
     let path = format!("/events?filters={}", encode(&filters.to_string()));
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get(path).header("host", "docker");
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let response = sender
+        .send_request(request.body(Empty::<Bytes>::new())?)
+        .await?;
     Ok(response.into_body())
 }
 

@@ -35,19 +35,15 @@ impl Witness {
         };
         create("/volumes/create", json!({ "Name": name })).await?;
         create("/networks/create", json!({ "Name": name })).await?;
-        let body = json!({
-            "Image": reference,
-            "HostConfig": {
-                "RestartPolicy": { "Name": "always" }, "NetworkMode": name,
-                "Binds": [format!("{name}:/data")],
-            },
-        });
+        // An engine that starts again writes these three out itself.
+        let host = json!({ "Dns": [], "DnsOptions": [], "DnsSearch": [] });
+        let mut body = json!({ "Image": reference, "HostConfig": host });
+        let path = format!("/containers/create?name={name}-created");
+        create(&path, body.clone()).await?;
+        body["HostConfig"]["RestartPolicy"] = json!({ "Name": "always" });
+        body["HostConfig"]["NetworkMode"] = json!(name);
+        body["HostConfig"]["Binds"] = json!([format!("{name}:/data")]);
         docker.run(&name, &body).await?;
-        create(
-            &format!("/containers/create?name={name}-created"),
-            json!({ "Image": reference }),
-        )
-        .await?;
         let mut witness = Self {
             name,
             before: Value::Null,

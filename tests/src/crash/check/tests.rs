@@ -43,7 +43,10 @@ fn swap() -> Bounds {
 }
 
 fn rules(found: &[Violation]) -> Vec<&str> {
-    found.iter().map(|violation| violation.rule.as_str()).collect()
+    found
+        .iter()
+        .map(|violation| violation.rule.as_str())
+        .collect()
 }
 
 fn of(containers: &[Container]) -> Vec<String> {
@@ -55,9 +58,18 @@ fn of(containers: &[Container]) -> Vec<String> {
 fn every_moment_of_a_right_swap_passes() {
     let moments: [&[Container]; 5] = [
         &[container(OLD, "running", "always")],
-        &[container(OLD, "running", "always"), container(NEW, "created", "no")],
-        &[container(OLD, "exited", "no"), container(NEW, "created", "no")],
-        &[container(OLD, "exited", "no"), container(NEW, "running", "no")],
+        &[
+            container(OLD, "running", "always"),
+            container(NEW, "created", "no"),
+        ],
+        &[
+            container(OLD, "exited", "no"),
+            container(NEW, "created", "no"),
+        ],
+        &[
+            container(OLD, "exited", "no"),
+            container(NEW, "running", "no"),
+        ],
         &[container(NEW, "running", "always")],
     ];
     for moment in moments {
@@ -67,24 +79,40 @@ fn every_moment_of_a_right_swap_passes() {
 
 #[test]
 fn two_that_run_or_come_back_are_found() {
-    let both = [container(OLD, "running", "no"), container(NEW, "running", "no")];
+    let both = [
+        container(OLD, "running", "no"),
+        container(NEW, "running", "no"),
+    ];
     assert_eq!(of(&both), ["I1"]);
-    let both = [container(OLD, "exited", "always"), container(NEW, "running", "always")];
+    let both = [
+        container(OLD, "exited", "always"),
+        container(NEW, "running", "always"),
+    ];
     assert_eq!(of(&both), ["I2"]);
     let allowed = Bounds {
         both_may_run: true,
         ..swap()
     };
-    let both = [container(OLD, "running", "no"), container(NEW, "running", "no")];
+    let both = [
+        container(OLD, "running", "no"),
+        container(NEW, "running", "no"),
+    ];
     assert_eq!(always(&device(&both), &allowed), []);
 }
 
 #[test]
 fn a_container_that_is_down_before_its_successor_is_made_is_found() {
     assert_eq!(of(&[container(OLD, "exited", "no")]), ["I3"]);
-    let mut half = device(&[container(OLD, "exited", "no"), container(NEW, "created", "no")]);
+    let mut half = device(&[
+        container(OLD, "exited", "no"),
+        container(NEW, "created", "no"),
+    ]);
     half.images.pop();
-    assert_eq!(rules(&always(&half, &swap())), ["I3"], "its image is not complete");
+    assert_eq!(
+        rules(&always(&half, &swap())),
+        ["I3"],
+        "its image is not complete"
+    );
 }
 
 #[test]
@@ -144,7 +172,11 @@ fn calls_without_need_or_intent_are_found() {
 fn a_change_of_anything_foreign_is_found_with_its_place() {
     let before = json!({ "image": { "Id": "a", "Tags": [1] }, "file": "x" });
     assert_eq!(untouched("I9", &before, &before), []);
-    let found = untouched("I9", &before, &json!({ "image": { "Id": "a" }, "file": null }));
+    let found = untouched(
+        "I9",
+        &before,
+        &json!({ "image": { "Id": "a" }, "file": null }),
+    );
     assert_eq!(rules(&found), ["I9", "I9"]);
     assert_eq!(found[1].evidence, "/image/Tags: [1] → null");
 }
