@@ -122,6 +122,19 @@ impl Lane {
         if self.good.is_some() {
             let container = self.device.running(SERVICE).await?;
             self.witness.mark_volume(&container)?;
+        } else {
+            self.forget_own_images().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the images that the agent made itself, so that it has to make them again.
+    async fn forget_own_images(&self) -> anyhow::Result<()> {
+        let registry = self.site.registry.host();
+        for (_, tags) in self.snapshot().await?.images {
+            for tag in tags.iter().filter(|tag| !tag.starts_with(&registry)) {
+                self.site.engine.docker().remove_image(tag).await?;
+            }
         }
         Ok(())
     }
