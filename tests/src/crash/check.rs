@@ -63,6 +63,9 @@ pub struct Bounds {
     pub replaces: bool,
     /// Whether two containers of a service may run at once (hand-over).
     pub both_may_run: bool,
+    /// Whether the engine has started again and no agent has acted since: a container that has its
+    /// restart policy and is down all the same was not stopped by the agent.
+    pub engine_restarted: bool,
     /// Images that an accepted target named and that may run now.
     pub allowed: BTreeSet<String>,
     /// The image that fails its gate.
@@ -108,7 +111,10 @@ pub fn always(snapshot: &Snapshot, bounds: &Bounds) -> Vec<Violation> {
                 "no container and no image of the last good".to_owned(),
             );
         }
-        let serves = snapshot.own().any(|one| one.image == *good && one.runs());
+        let serves = snapshot.own().any(|one| {
+            let untouched = bounds.engine_restarted && one.comes_back();
+            one.image == *good && (one.runs() || untouched)
+        });
         if let Some(target) = bounds
             .target
             .as_ref()

@@ -197,6 +197,7 @@ impl Lane {
                 last_good: before.clone().filter(|_| replaces),
                 replaces,
                 both_may_run: false,
+                engine_restarted: false,
                 allowed,
                 fails: target.clone().filter(|_| scenario.fails()),
             },

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use super::check::{Violation, always, between, intent_first, quiet, same_end};
+use super::check::{Bounds, Violation, always, between, intent_first, quiet, same_end};
 use super::journal::open_intents;
 use super::lane::{Going, Lane, RECOVERS_WITHIN};
 use super::point::{Kind, Outcome, Place, Point, shape};
@@ -241,7 +241,11 @@ impl Lane {
             self.pid = engine.pid()?;
         }
         if kind == Kind::Power {
-            found.extend(always(&self.snapshot().await?, &going.bounds));
+            let bounds = Bounds {
+                engine_restarted: true,
+                ..going.bounds.clone()
+            };
+            found.extend(always(&self.snapshot().await?, &bounds));
         }
         if kind != Kind::Engine {
             self.start_agent()?;
@@ -252,7 +256,7 @@ impl Lane {
     /// Starts the agent under strace.
     fn trace(&mut self, expression: &str, output: &str) -> anyhow::Result<()> {
         let strace = apt::require(&["strace"])?.remove(0).display().to_string();
-        let mut words = vec![&strace, "-f", "-qq", "--seccomp-bpf", "-o", output];
+        let mut words = vec![&strace, "-f", "-qq", "-o", output];
         let traced = expression.strip_prefix("inject=").map(|rest| {
             let name = rest.split(':').next().unwrap_or(rest);
             format!("trace={name}")

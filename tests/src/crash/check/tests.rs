@@ -103,6 +103,13 @@ fn two_that_run_or_come_back_are_found() {
 #[test]
 fn a_container_that_is_down_before_its_successor_is_made_is_found() {
     assert_eq!(of(&[container(OLD, "exited", "no")]), ["I3"]);
+    let restarted = Bounds {
+        engine_restarted: true,
+        ..swap()
+    };
+    let left = device(&[container(OLD, "exited", "always")]);
+    assert_eq!(rules(&always(&left, &swap())), ["I3"]);
+    assert_eq!(always(&left, &restarted), [], "the engine left it down");
     let mut half = device(&[
         container(OLD, "exited", "no"),
         container(NEW, "created", "no"),
