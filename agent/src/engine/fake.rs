@@ -35,14 +35,16 @@ pub struct Call {
     pub subject: String,
 }
 
-/// What a test lets happen at a call, before or after its effect.
-pub enum Disturbance<C> {
-    /// The agent dies: the call never returns.
-    Die,
-    /// The engine did it, and answers 500.
-    LoseAnswer,
-    /// Anything that can be done to the engine.
-    Do(Box<dyn FnOnce(&FakeEngine<C>)>),
+/// What a test lets happen at a call.
+pub type Disturbance<C> = Box<dyn FnOnce(&FakeEngine<C>)>;
+
+/// When something happens to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Moment {
+    /// The engine has not got it yet.
+    Before,
+    /// The engine did it and has not answered yet.
+    After,
 }
 
 /// Sees every change that a call made: the call, the containers before and after.
@@ -53,12 +55,14 @@ pub struct FakeEngine<C> {
     clock: C,
     world: RefCell<World>,
     calls: RefCell<Vec<Call>>,
-    disturbances: RefCell<BTreeMap<(usize, bool), Disturbance<C>>>,
+    disturbances: RefCell<BTreeMap<(usize, Moment), Disturbance<C>>>,
     observer: RefCell<Option<Observer>>,
     /// Told when the agent died at a call.
     pub died: Notify,
     changed: Notify,
     events_are_lost: Cell<bool>,
+    agent_dies: Cell<bool>,
+    answer_is_lost: Cell<bool>,
 }
 
 impl<C: Clock> FakeEngine<C> {
@@ -73,6 +77,8 @@ impl<C: Clock> FakeEngine<C> {
             died: Notify::new(),
             changed: Notify::new(),
             events_are_lost: Cell::new(false),
+            agent_dies: Cell::new(false),
+            answer_is_lost: Cell::new(false),
         }
     }
 
@@ -81,11 +87,21 @@ impl<C: Clock> FakeEngine<C> {
         self.calls.borrow().clone()
     }
 
-    /// Lets something happen at the `number`-th call from the first, after its effect or before.
-    pub fn disturb(&self, number: usize, after: bool, what: Disturbance<C>) {
+    /// Lets something happen at the `number`-th call from the first.
+    pub fn disturb(&self, number: usize, moment: Moment, what: Disturbance<C>) {
         self.disturbances
             .borrow_mut()
-            .insert((number, after), what);
+            .insert((number, moment), what);
+    }
+
+    /// Inside a disturbance: the agent dies in this call, which never returns.
+    pub fn kill_agent(&self) {
+        self.agent_dies.set(true);
+    }
+
+    /// Inside a disturbance after the effect: the engine did it, and answers 500.
+    pub fn lose_answer(&self) {
+        self.answer_is_lost.set(true);
     }
 
     /// Shows every change to a test.
@@ -126,10 +142,10 @@ impl<C: Clock> FakeEngine<C> {
         let number = self.calls.borrow().len() + 1;
         self.calls.borrow_mut().push(call.clone());
         self.clock.sleep_ms(CALL_MS).await;
-        self.disturbed(operation, number, false).await?;
+        self.disturbed(operation, (number, Moment::Before)).await?;
         self.answers(operation).await?;
         let answer = self.effect(&call, effect);
-        self.disturbed(operation, number, true).await?;
+        self.disturbed(operation, (number, Moment::After)).await?;
         self.answers(operation).await?;
         answer.map_err(|refusal| EngineError::Refused {
             operation,
@@ -159,35 +175,38 @@ impl<C: Clock> FakeEngine<C> {
     async fn disturbed(
         &self,
         operation: Operation,
-        number: usize,
-        after: bool,
+        at: (usize, Moment),
     ) -> Result<(), EngineError> {
-        let what = self.disturbances.borrow_mut().remove(&(number, after));
-        match what {
-            None => Ok(()),
-            Some(Disturbance::Die) => {
-                self.died.notify_one();
-                std::future::pending().await
-            }
-            Some(Disturbance::LoseAnswer) => Err(EngineError::Refused {
+        let what = self.disturbances.borrow_mut().remove(&at);
+        if let Some(what) = what {
+            what(self);
+        }
+        if self.agent_dies.take() {
+            self.died.notify_one();
+            std::future::pending::<()>().await;
+        }
+        if self.answer_is_lost.take() {
+            return Err(EngineError::Refused {
                 operation,
                 status: 500,
                 message: "the answer was lost".to_owned(),
-            }),
-            Some(Disturbance::Do(what)) => {
-                what(self);
-                Ok(())
-            }
+            });
         }
+        Ok(())
     }
 
     /// Whether the engine's program answers, in the time that the agent waits for it.
     async fn answers(&self, operation: Operation) -> Result<(), EngineError> {
         self.answers_now(operation)?;
-        if self.world.borrow().daemon != Daemon::Hung {
+        let Daemon::Hung(until_ms) = self.world.borrow().daemon else {
             return Ok(());
-        }
+        };
         let timeout_ms = calls::timeout_ms(operation);
+        let left_ms = until_ms.map(|at| at.saturating_sub(self.clock.monotonic_ms()));
+        if let Some(left_ms) = left_ms.filter(|left_ms| *left_ms < timeout_ms) {
+            self.clock.sleep_ms(left_ms).await;
+            return self.answers_now(operation);
+        }
         self.clock.sleep_ms(timeout_ms).await;
         Err(EngineError::TimedOut {
             operation,
@@ -200,7 +219,7 @@ impl<C: Clock> FakeEngine<C> {
         let mut world = self.world.borrow_mut();
         world.settle(now_ms);
         match world.daemon {
-            Daemon::Up | Daemon::Hung => Ok(()),
+            Daemon::Up | Daemon::Hung(_) => Ok(()),
             Daemon::Gone(_) => Err(EngineError::Unreachable {
                 operation,
                 source: "connection refused".into(),

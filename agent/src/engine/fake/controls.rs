@@ -47,9 +47,11 @@ impl<C: Clock> FakeEngine<C> {
         })
     }
 
-    /// SIGSTOP to the engine: it takes connections and never answers.
-    pub fn hang(&self) {
-        self.by_hand(|world, _| world.daemon = Daemon::Hung);
+    /// SIGSTOP to the engine: it takes connections and never answers, for so long if a time is given.
+    pub fn hang(&self, goes_on_after_ms: Option<u64>) {
+        self.by_hand(|world, now_ms| {
+            world.daemon = Daemon::Hung(goes_on_after_ms.map(|ms| now_ms + ms));
+        });
     }
 
     /// SIGCONT.

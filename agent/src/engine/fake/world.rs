@@ -107,6 +107,7 @@ pub(super) struct Process {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own that dockerd keeps")]
 pub(super) struct Container {
     pub(super) name: String,
     pub(super) labels: HashMap<String, String>,
@@ -270,8 +271,8 @@ pub(super) enum Daemon {
     /// It works.
     #[default]
     Up,
-    /// It takes connections and never answers (SIGSTOP).
-    Hung,
+    /// It takes connections and never answers (SIGSTOP), until then if a time is given.
+    Hung(Option<u64>),
     /// It is gone, until then if a time is given.
     Gone(Option<u64>),
 }
@@ -320,7 +321,10 @@ impl World {
         while let Some((at, id)) = self.next().filter(|(at, _)| *at <= now_ms) {
             self.events += 1;
             if id.is_empty() {
-                self.return_of_the_engine(at);
+                match self.daemon {
+                    Daemon::Gone(_) => self.return_of_the_engine(at),
+                    Daemon::Up | Daemon::Hung(_) => self.daemon = Daemon::Up,
+                }
                 continue;
             }
             let watched = self.daemon == Daemon::Up;
@@ -352,7 +356,8 @@ impl World {
         let is_up = self.daemon == Daemon::Up;
         let back = match self.daemon {
             Daemon::Gone(Some(at)) if !self.disk_is_full => Some((at, String::new())),
-            Daemon::Gone(_) | Daemon::Up | Daemon::Hung => None,
+            Daemon::Hung(Some(at)) => Some((at, String::new())),
+            Daemon::Gone(_) | Daemon::Up | Daemon::Hung(_) => None,
         };
         let due = |(id, container): (&String, &Container)| {
             // Nobody starts anything while the engine is not there.
@@ -393,8 +398,9 @@ impl World {
             Err(no) => {
                 container.start_error.clone_from(&no.message);
                 container.state = match container.state {
-                    ContainerState::Exited { code: 0 } => ContainerState::Exited { code: no.code },
-                    ContainerState::Restarting => ContainerState::Exited { code: no.code },
+                    ContainerState::Exited { code: 0 } | ContainerState::Restarting => {
+                        ContainerState::Exited { code: no.code }
+                    }
                     other => other,
                 };
                 Err(no)
@@ -446,7 +452,7 @@ impl World {
             };
             let host = match host {
                 Some(host) => Some(*host).filter(free),
-                None => (FIRST_FREE_PORT..).find(free),
+                None => (FIRST_FREE_PORT..=u16::MAX).find(free),
             };
             let Some(host) = host else {
                 let text = "driver failed programming external connectivity";
