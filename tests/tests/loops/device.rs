@@ -437,6 +437,7 @@ pub(crate) fn changes(operation: Operation) -> bool {
         | Operation::InspectImage
         | Operation::ListNetworks
         | Operation::ListImages
+        | Operation::Exec
         | Operation::Watch => false,
         Operation::Pull
         | Operation::Create

@@ -13,7 +13,7 @@ use super::{FakeEngine, make};
 use crate::clock::Clock;
 use crate::engine::{
     Engine, EngineAttachment, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork,
-    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, labels,
+    Executed, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, labels,
 };
 
 /// As `docker.rs` waits: reading is quick, changing may take a minute.
@@ -49,7 +49,8 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         | Operation::Disconnect
         | Operation::LoadImage
         | Operation::Tag
-        | Operation::RemoveImage => CHANGE_MS,
+        | Operation::RemoveImage
+        | Operation::Exec => CHANGE_MS,
     }
 }
 
@@ -74,6 +75,7 @@ fn described(id: &str, container: &Container, now_ms: u64) -> EngineContainer {
         restart: container.restart,
         started_at: container.started_at.clone(),
         start_error: container.start_error.clone(),
+        addresses: Vec::new(),
         probe_error,
         image_id: container.image.parse().ok(),
         shares: container.shares.clone(),
@@ -401,6 +403,19 @@ impl<C: Clock> Engine for FakeEngine<C> {
             world.remove_image(image, false)
         });
         absent_is_fine(outcome.await)
+    }
+
+    async fn exec(
+        &self,
+        id: &str,
+        _words: &[String],
+        _timeout_ms: u64,
+    ) -> Result<Executed, EngineError> {
+        let ended = self.call(Operation::Exec, id, |world, _| world.exec(id));
+        Ok(Executed {
+            exit_code: Some(ended.await?),
+            output: String::new(),
+        })
     }
 
     async fn watch(&self, _device: &DeviceId, nudge: impl Fn()) -> Result<(), EngineError> {

@@ -160,6 +160,20 @@ impl World {
         }
     }
 
+    /// Runs a program in a container; gives its exit code.
+    pub(super) fn exec(&mut self, id: &str) -> Answer<i64> {
+        let (_, container) = self.container(id)?;
+        match container.state {
+            ContainerState::Running => Ok(container.behaviour.exec_code),
+            ContainerState::Paused => refuse(409, "the container is paused"),
+            ContainerState::Created
+            | ContainerState::Restarting
+            | ContainerState::Exited { .. }
+            | ContainerState::Removing
+            | ContainerState::Dead => refuse(409, "the container is not running"),
+        }
+    }
+
     pub(super) fn unpause(&mut self, id: &str) -> Answer<()> {
         let (_, container) = self.container(id)?;
         if container.state != ContainerState::Paused {

@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub ignores_sigterm: bool,
     /// What its health check says; none without a check.
     pub check: Option<Check>,
+    /// How every program that is run in it beside its own ends.
+    pub exec_code: i64,
 }
 
 /// What a health check says, in milliseconds after a start.
