@@ -6,6 +6,8 @@
 mod device;
 #[path = "loops/invariants.rs"]
 mod invariants;
+#[path = "loops/schedule.rs"]
+mod schedule;
 
 use holdfast_agent::engine::fake::{FakeEngine, Moment};
 use holdfast_proto::target::ServiceTarget;
@@ -13,7 +15,15 @@ use serde_json::json;
 
 use device::{Device, End, Release, VirtualClock};
 
+/// With `RUST_LOG` set, what the agent logs is shown: for the story of one seed.
 fn block_on<T>(work: impl Future<Output = T>) -> T {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt()
+            .without_time()
+            .with_env_filter(filter)
+            .try_init();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -35,7 +45,11 @@ async fn deploy(device: &Device, services: Vec<ServiceTarget>) {
 
 fn assert_good(device: &Device, what: &str) {
     let violations = device.violations.borrow();
-    assert!(violations.is_empty(), "{what}: {violations:#?}\n{}", device.story());
+    assert!(
+        violations.is_empty(),
+        "{what}: {violations:#?}\n{}",
+        device.story()
+    );
 }
 
 /// A device that serves `one`, with `two` in the registry.
@@ -73,7 +87,9 @@ async fn swap_with(fault: Option<(usize, Moment, Fault)>, to: &Release) -> (Devi
     let device = serving(1, &one, to).await;
     let before = device.engine.calls().len();
     if let Some((number, moment, fault)) = fault {
-        device.engine.disturb(before + number, moment, Box::new(fault));
+        device
+            .engine
+            .disturb(before + number, moment, Box::new(fault));
     }
     device.set(vec![web(to)]);
     let mut end = device.live().await;
@@ -102,7 +118,12 @@ fn ends_the_same_at(moments: &[Moment], fault: Fault, to: &Release) {
             block_on(async {
                 let (device, _) = swap_with(Some((number, moment, fault)), to).await;
                 let remains = device.remains();
-                assert_eq!(remains, wanted, "call {number} {moment:?}\n{}", device.story());
+                assert_eq!(
+                    remains,
+                    wanted,
+                    "call {number} {moment:?}\n{}",
+                    device.story()
+                );
             });
         }
     }
@@ -126,7 +147,10 @@ fn wherever_the_agent_dies_a_rollback_ends_the_same() {
 
 #[test]
 fn wherever_the_engine_is_killed_a_swap_ends_the_same() {
-    ends_the_same_whenever(|engine| engine.kill_engine(Some(700)), &Release::healthy("two"));
+    ends_the_same_whenever(
+        |engine| engine.kill_engine(Some(700)),
+        &Release::healthy("two"),
+    );
 }
 
 #[test]
@@ -142,4 +166,55 @@ fn wherever_the_power_goes_a_swap_ends_the_same() {
 fn whichever_answer_is_lost_a_swap_ends_the_same() {
     let lose: Fault = FakeEngine::lose_answer;
     ends_the_same_at(&[Moment::After], lose, &Release::healthy("two"));
+}
+
+/// Seeds of every run; more with `HOLDFAST_SEEDS=FROM..TO`.
+const SEEDS: std::ops::Range<u64> = 1..2_001;
+
+fn seeds() -> std::ops::Range<u64> {
+    let given = std::env::var("HOLDFAST_SEEDS").ok();
+    let parsed = given.as_deref().and_then(|text| {
+        let (from, to) = text.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
+    parsed.unwrap_or(SEEDS)
+}
+
+#[test]
+fn random_schedules_end_at_the_target_and_break_no_rule() {
+    let seeds = seeds();
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let failed = std::sync::Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= seeds.end || failed.lock().unwrap().len() >= 10 {
+                        return;
+                    }
+                    if let Err(story) = block_on(schedule::live_through(seed)) {
+                        failed.lock().unwrap().push((seed, story));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    let heads: Vec<String> = failed
+        .iter()
+        .map(|(seed, story)| {
+            let head: Vec<&str> = story.lines().take(2).collect();
+            format!("seed {seed}: {}", head.join(" / "))
+        })
+        .collect();
+    let first = failed.iter().min_by_key(|(_, story)| story.len());
+    let (seed, story) = first.map_or((0, ""), |(seed, story)| (*seed, story));
+    assert!(
+        failed.is_empty(),
+        "{}\nthe shortest, again with HOLDFAST_SEEDS={seed}..{}:\n{story}",
+        heads.join("\n"),
+        seed + 1,
+    );
 }

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use daemon::Answer;
 use world::{Daemon, World};
 
+pub use calls::changes;
 pub use world::{Behaviour, Check, PullFault, Remote};
 
 /// What a call takes when nothing waits: time moves, so that nothing is asked for ever at one moment.
@@ -47,7 +48,7 @@ pub enum Moment {
     After,
 }
 
-/// Sees every change that a call made: the call, the containers before and after.
+/// Sees every call that may change something, the containers before it and after it.
 pub type Observer = Box<dyn Fn(&Call, &[EngineContainer], &[EngineContainer])>;
 
 /// An engine in memory.
@@ -92,6 +93,11 @@ impl<C: Clock> FakeEngine<C> {
         self.disturbances
             .borrow_mut()
             .insert((number, moment), what);
+    }
+
+    /// Forgets what was to happen and has not happened yet.
+    pub fn calm_down(&self) {
+        self.disturbances.borrow_mut().clear();
     }
 
     /// Inside a disturbance: the agent dies in this call, which never returns.
@@ -160,13 +166,14 @@ impl<C: Clock> FakeEngine<C> {
         effect: impl FnOnce(&mut World, u64) -> Answer<T>,
     ) -> Answer<T> {
         let observer = self.observer.borrow();
+        let observer = observer.as_ref().filter(|_| calls::changes(call.operation));
         let (before, answer, after) = self.by_hand(|world, now_ms| {
-            let before = observer.as_ref().map(|_| world.described(now_ms));
+            let before = observer.map(|_| world.described(now_ms));
             let answer = effect(world, now_ms);
-            let after = observer.as_ref().map(|_| world.described(now_ms));
+            let after = observer.map(|_| world.described(now_ms));
             (before, answer, after)
         });
-        if let Some(((before, after), observer)) = before.zip(after).zip(observer.as_ref()) {
+        if let Some(((before, after), observer)) = before.zip(after).zip(observer) {
             observer(call, &before, &after);
         }
         answer

@@ -5,15 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_agent::clock::{Clock, Randomness};
-use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remote};
-use holdfast_agent::engine::{Engine as _, EngineContainer, Operation, labels};
+use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remote, changes};
+use holdfast_agent::engine::{Engine as _, EngineContainer, labels};
 use holdfast_agent::journal::Journal;
 use holdfast_agent::notify::Notifier;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
 use holdfast_agent::shared::{Accepted, Shared};
 use holdfast_plan::{GateRules, Published};
 use holdfast_proto::current::UpdateStatus;
-use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::{
     ConfigDigest, Digest, Expected, IndexDigest, ManifestDigest, Pin, Platform, Resolution,
@@ -113,7 +112,13 @@ impl Release {
 
     pub(crate) fn healthy(name: &str) -> Self {
         let check = Some(Check::HealthyAfter(700));
-        Self::of(name, Behaviour { check, ..Behaviour::default() })
+        Self::of(
+            name,
+            Behaviour {
+                check,
+                ..Behaviour::default()
+            },
+        )
     }
 
     pub(crate) fn unchecked(name: &str) -> Self {
@@ -122,22 +127,46 @@ impl Release {
 
     pub(crate) fn never_healthy(name: &str) -> Self {
         let check = Some(Check::UnhealthyAfter(900));
-        Self::of(name, Behaviour { check, ..Behaviour::default() })
+        Self::of(
+            name,
+            Behaviour {
+                check,
+                ..Behaviour::default()
+            },
+        )
     }
 
     pub(crate) fn crash_loop(name: &str) -> Self {
         let exits = Some((300, 3));
-        Self::of(name, Behaviour { exits, ..Behaviour::default() })
+        Self::of(
+            name,
+            Behaviour {
+                exits,
+                ..Behaviour::default()
+            },
+        )
     }
 
     pub(crate) fn broken(name: &str) -> Self {
         let broken_entrypoint = true;
-        Self::of(name, Behaviour { broken_entrypoint, ..Behaviour::default() })
+        Self::of(
+            name,
+            Behaviour {
+                broken_entrypoint,
+                ..Behaviour::default()
+            },
+        )
     }
 
     pub(crate) fn stubborn(name: &str) -> Self {
         let ignores_sigterm = true;
-        Self::of(name, Behaviour { ignores_sigterm, ..Behaviour::default() })
+        Self::of(
+            name,
+            Behaviour {
+                ignores_sigterm,
+                ..Behaviour::default()
+            },
+        )
     }
 
     pub(crate) fn config(&self) -> ConfigDigest {
@@ -228,9 +257,10 @@ pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) violations: Rc<RefCell<Vec<String>>>,
     pub(crate) last: RefCell<Option<Rc<holdfast_agent::shared::View>>>,
+    wanted: invariants::Wanted,
     target: RefCell<TargetState>,
     journal: RefCell<Journal>,
-    folder: TempDir,
+    folder: RefCell<TempDir>,
     seed: u64,
     lives: Cell<u64>,
 }
@@ -238,23 +268,22 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn new(seed: u64) -> Self {
         let clock = VirtualClock::start();
-        // In memory where there is such a place: the tests ask for thousands of commits.
-        let shm = std::path::Path::new("/dev/shm");
-        let folder = if shm.is_dir() { TempDir::new_in(shm) } else { TempDir::new() };
-        let folder = folder.unwrap();
+        let folder = in_memory();
         let id: DeviceId = "3f0e6f0a-5f5e-4f36-9c2f-0d6f7d1f1d11".parse().unwrap();
         let engine = FakeEngine::new(clock, seed);
         let violations = Rc::new(RefCell::new(Vec::new()));
-        engine.observe(invariants::checks(id, violations.clone()));
+        let wanted = invariants::Wanted::default();
+        engine.observe(invariants::checks(id, wanted.clone(), violations.clone()));
         Self {
             engine,
             clock,
             id,
             violations,
             last: RefCell::new(None),
+            wanted,
             target: RefCell::new(TargetState::empty(id)),
             journal: RefCell::new(Journal::open(folder.path()).unwrap().journal),
-            folder,
+            folder: RefCell::new(folder),
             seed,
             lives: Cell::new(0),
         }
@@ -262,6 +291,10 @@ impl Device {
 
     /// Accepts a new target.
     pub(crate) fn set(&self, services: Vec<ServiceTarget>) {
+        let names = services
+            .iter()
+            .map(|service| service.service_name.to_string());
+        *self.wanted.borrow_mut() = names.collect();
         let mut target = self.target.borrow_mut();
         target.generation += 1;
         let app = App {
@@ -278,7 +311,13 @@ impl Device {
 
     /// Opens the journal again, as a new process does.
     pub(crate) fn reopen_journal(&self) {
-        *self.journal.borrow_mut() = Journal::open(self.folder.path()).unwrap().journal;
+        *self.journal.borrow_mut() = Journal::open(self.folder.borrow().path()).unwrap().journal;
+    }
+
+    /// Deletes the journal, as a person or a broken disk does.
+    pub(crate) fn lose_journal(&self) {
+        *self.folder.borrow_mut() = in_memory();
+        self.reopen_journal();
     }
 
     /// Lives until the loop is at rest or the agent dies, which tests let it do at an engine call.
@@ -345,7 +384,12 @@ impl Device {
             let view = shared.view();
             let waits = match view.status {
                 UpdateStatus::Converged => false,
-                UpdateStatus::Holding => view.holds.iter().any(|hold| hold.code != "rejected"),
+                UpdateStatus::Holding => {
+                    let lasts = ["rejected", "waiting"];
+                    view.holds
+                        .iter()
+                        .any(|hold| !lasts.contains(&hold.code.as_str()))
+                }
                 UpdateStatus::Applying
                 | UpdateStatus::EngineUnreachable
                 | UpdateStatus::NoTarget => true,
@@ -399,11 +443,18 @@ impl Device {
         let calls = self.engine.calls();
         let changing = calls.iter().enumerate();
         let changing = changing.filter(|(_, call)| changes(call.operation));
-        let lines: Vec<String> = changing
-            .map(|(number, call)| format!("{:5} {:?} {}", number + 1, call.operation, call.subject))
+        let mut lines: Vec<String> = changing
+            .map(|(number, call)| {
+                let subject = call.subject.trim_start_matches('0');
+                format!("{:5} {:?} {subject}", number + 1, call.operation)
+            })
             .collect();
+        // A loop that turns for ever tells nothing new.
+        lines.truncate(150);
         let view = self.last.borrow();
-        let said = view.as_ref().map(|view| format!("{:?} {:?} {:#?}", view.status, view.steps, view.holds));
+        let said = view
+            .as_ref()
+            .map(|view| format!("{:?} {:?} {:#?}", view.status, view.steps, view.holds));
         let containers: Vec<String> = self.engine.look().iter().map(describe).collect();
         format!(
             "changing calls:\n{}\ncontainers:\n{}\nthe loop said: {}",
@@ -412,6 +463,17 @@ impl Device {
             said.unwrap_or_default()
         )
     }
+}
+
+/// A folder in memory where there is such a place: the tests ask for thousands of commits.
+fn in_memory() -> TempDir {
+    let shm = std::path::Path::new("/dev/shm");
+    let folder = if shm.is_dir() {
+        TempDir::new_in(shm)
+    } else {
+        TempDir::new()
+    };
+    folder.unwrap()
 }
 
 fn describe(found: &EngineContainer) -> String {
@@ -426,39 +488,4 @@ fn describe(found: &EngineContainer) -> String {
         found.networks.keys(),
         found.start_error,
     )
-}
-
-/// Whether a call changes the engine.
-pub(crate) fn changes(operation: Operation) -> bool {
-    match operation {
-        Operation::Describe
-        | Operation::List
-        | Operation::Inspect
-        | Operation::InspectImage
-        | Operation::ListNetworks
-        | Operation::ListImages
-        | Operation::Exec
-        | Operation::Watch => false,
-        Operation::Pull
-        | Operation::Create
-        | Operation::SetRestart
-        | Operation::Start
-        | Operation::Stop
-        | Operation::Unpause
-        | Operation::Remove
-        | Operation::Rename
-        | Operation::SetAmounts
-        | Operation::CreateNetwork
-        | Operation::RemoveNetwork
-        | Operation::Connect
-        | Operation::Disconnect
-        | Operation::LoadImage
-        | Operation::Tag
-        | Operation::RemoveImage => true,
-    }
-}
-
-/// The spec hash that a container of this service carries.
-pub(crate) fn spec_hash(service: &ServiceTarget) -> SpecHash {
-    service.identity().unwrap().spec_hash
 }

@@ -54,6 +54,36 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
     }
 }
 
+/// Whether a call changes the engine.
+pub fn changes(operation: Operation) -> bool {
+    match operation {
+        Operation::Describe
+        | Operation::List
+        | Operation::Inspect
+        | Operation::InspectImage
+        | Operation::ListNetworks
+        | Operation::ListImages
+        | Operation::Exec
+        | Operation::Watch => false,
+        Operation::Pull
+        | Operation::Create
+        | Operation::SetRestart
+        | Operation::Start
+        | Operation::Stop
+        | Operation::Unpause
+        | Operation::Remove
+        | Operation::Rename
+        | Operation::SetAmounts
+        | Operation::CreateNetwork
+        | Operation::RemoveNetwork
+        | Operation::Connect
+        | Operation::Disconnect
+        | Operation::LoadImage
+        | Operation::Tag
+        | Operation::RemoveImage => true,
+    }
+}
+
 fn described(id: &str, container: &Container, now_ms: u64) -> EngineContainer {
     let (health, probe_error) = container.health(now_ms);
     let attached = container.attachments.iter().map(|(name, attachment)| {
@@ -132,7 +162,11 @@ impl<C: Clock> FakeEngine<C> {
             Err(failure) => failure,
         };
         match self.container(name).await? {
-            Some(found) if asked.iter().all(|(key, value)| found.labels.get(key) == Some(value)) => {
+            Some(found)
+                if asked
+                    .iter()
+                    .all(|(key, value)| found.labels.get(key) == Some(value)) =>
+            {
                 Ok(found.id)
             }
             Some(_) => Err(EngineError::ForeignName {
@@ -170,7 +204,9 @@ impl<C: Clock> Engine for FakeEngine<C> {
     }
 
     async fn containers(&self, device: &DeviceId) -> Result<Vec<EngineContainer>, EngineError> {
-        let all = self.call(Operation::List, "", |world, now_ms| Ok(world.described(now_ms)));
+        let all = self.call(Operation::List, "", |world, now_ms| {
+            Ok(world.described(now_ms))
+        });
         let mut all = all.await?;
         all.retain(|found| labels::belongs_to(&found.labels, device));
         Ok(all)
@@ -231,13 +267,17 @@ impl<C: Clock> Engine for FakeEngine<C> {
     }
 
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {
-        self.call(Operation::SetRestart, id, |world, _| world.set_restart(id, policy))
-            .await
+        self.call(Operation::SetRestart, id, |world, _| {
+            world.set_restart(id, policy)
+        })
+        .await
     }
 
     async fn start(&self, id: &str) -> Result<(), EngineError> {
         let outcome = self
-            .call(Operation::Start, id, |world, now_ms| world.start(id, now_ms))
+            .call(Operation::Start, id, |world, now_ms| {
+                world.start(id, now_ms)
+            })
             .await;
         let runs = |found: Option<ContainerState>| found.is_some_and(ContainerState::is_up);
         self.unless(outcome, id, runs).await
@@ -306,8 +346,10 @@ impl<C: Clock> Engine for FakeEngine<C> {
     }
 
     async fn set_amounts(&self, id: &str, amounts: Amounts) -> Result<(), EngineError> {
-        self.call(Operation::SetAmounts, id, |world, _| world.set_amounts(id, amounts))
-            .await
+        self.call(Operation::SetAmounts, id, |world, _| {
+            world.set_amounts(id, amounts)
+        })
+        .await
     }
 
     async fn networks(&self, device: &DeviceId) -> Result<Vec<EngineNetwork>, EngineError> {
@@ -346,11 +388,17 @@ impl<C: Clock> Engine for FakeEngine<C> {
         };
         let known = self.networks(device).await?;
         let is_asked = |found: &EngineNetwork| found.name == name && found.labels == labels;
-        if known.iter().any(is_asked) { Ok(()) } else { Err(failure) }
+        if known.iter().any(is_asked) {
+            Ok(())
+        } else {
+            Err(failure)
+        }
     }
 
     async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
-        let outcome = self.call(Operation::RemoveNetwork, id, |world, _| world.remove_network(id));
+        let outcome = self.call(Operation::RemoveNetwork, id, |world, _| {
+            world.remove_network(id)
+        });
         absent_is_fine(outcome.await)
     }
 
@@ -374,7 +422,9 @@ impl<C: Clock> Engine for FakeEngine<C> {
             world.disconnect(network, container)
         });
         match outcome.await {
-            Err(EngineError::Refused { message, .. }) if message.contains("not connected") => Ok(()),
+            Err(EngineError::Refused { message, .. }) if message.contains("not connected") => {
+                Ok(())
+            }
             other => absent_is_fine(other),
         }
     }

@@ -188,7 +188,8 @@ impl<C: Clock> FakeEngine<C> {
     /// An image under another's pinned name: what a broken store or a liar gives.
     pub fn replace_image(&self, pinned: &str, id: &str) {
         self.by_hand(|world, _| {
-            if let Some((old, image)) = world.stored(pinned).map(|(id, image)| (id, image.clone())) {
+            if let Some((old, image)) = world.stored(pinned).map(|(id, image)| (id, image.clone()))
+            {
                 world.images.remove(&old);
                 world.images.insert(id.to_owned(), Image { ..image });
             }

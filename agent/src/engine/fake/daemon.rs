@@ -102,7 +102,10 @@ impl World {
     pub(super) fn rename(&mut self, id: &str, name: &str) -> Answer<()> {
         let (id, container) = self.container(id)?;
         if container.name == name {
-            return refuse(400, "Renaming a container with the same name as its current name");
+            return refuse(
+                400,
+                "Renaming a container with the same name as its current name",
+            );
         }
         self.name_is_free(name)?;
         self.needs_disk()?;
@@ -139,7 +142,10 @@ impl World {
             return Ok(0);
         }
         container.stopped_by_hand = true;
-        let waits = container.behaviour.ignores_sigterm.then_some(container.grace_ms);
+        let waits = container
+            .behaviour
+            .ignores_sigterm
+            .then_some(container.grace_ms);
         match (&mut container.process, waits) {
             (Some(process), Some(grace_ms)) => {
                 process.killed_at_ms = Some(now_ms + grace_ms);
@@ -190,7 +196,10 @@ impl World {
             return refuse(409, "You cannot remove a running container");
         }
         if container.state == ContainerState::Removing {
-            return refuse(409, format!("removal of container {id} is already in progress"));
+            return refuse(
+                409,
+                format!("removal of container {id} is already in progress"),
+            );
         }
         self.containers.remove(&id);
         self.events += 1;
@@ -229,7 +238,10 @@ impl World {
         };
         if container.shares.is_some() {
             let text = "container sharing network namespace with another container or host";
-            return refuse(400, format!("{text} cannot be connected to any other network"));
+            return refuse(
+                400,
+                format!("{text} cannot be connected to any other network"),
+            );
         }
         let runs = container.process.is_some();
         if runs && container.attachments.contains_key(&name) {
@@ -245,7 +257,9 @@ impl World {
     }
 
     pub(super) fn disconnect(&mut self, network: &str, id: &str) -> Answer<()> {
-        let name = self.network(network).map_or_else(|| network.to_owned(), |(_, name)| name);
+        let name = self
+            .network(network)
+            .map_or_else(|| network.to_owned(), |(_, name)| name);
         let Some(id) = self.find(id) else {
             return refuse(404, format!("endpoint {id} not found"));
         };

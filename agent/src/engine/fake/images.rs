@@ -34,8 +34,11 @@ impl Image {
 
     /// One repository and at most one tag: then a removal by id takes the names along.
     fn has_a_single_name(&self) -> bool {
-        let repositories: BTreeSet<&str> =
-            self.tags.union(&self.digests).map(|name| repository(name)).collect();
+        let repositories: BTreeSet<&str> = self
+            .tags
+            .union(&self.digests)
+            .map(|name| repository(name))
+            .collect();
         repositories.len() == 1 && self.tags.len() <= 1
     }
 }
@@ -53,7 +56,10 @@ impl World {
 
     pub(super) fn begin_pull(&self, pinned: &str) -> Answer<Pulling> {
         let Some(remote) = self.registry.get(pinned) else {
-            return refuse(404, format!("manifest for {pinned} not found: manifest unknown"));
+            return refuse(
+                404,
+                format!("manifest for {pinned} not found: manifest unknown"),
+            );
         };
         if self.images.contains_key(&remote.id) {
             return Ok(Pulling::Done(0));
@@ -99,7 +105,10 @@ impl World {
         };
         let name = with_tag(name);
         if repository(&name).chars().any(char::is_uppercase) {
-            return refuse(500, "invalid reference format: repository name must be lowercase");
+            return refuse(
+                500,
+                "invalid reference format: repository name must be lowercase",
+            );
         }
         for (other, image) in &mut self.images {
             image.tags.remove(&name);
@@ -122,10 +131,16 @@ impl World {
         let mut left = image.names();
         if by_id {
             if running || used && !force {
-                return refuse(409, "conflict: unable to delete: a container uses the image");
+                return refuse(
+                    409,
+                    "conflict: unable to delete: a container uses the image",
+                );
             }
             if !single && !force && !left.is_empty() {
-                return refuse(409, "conflict: image is referenced in multiple repositories");
+                return refuse(
+                    409,
+                    "conflict: image is referenced in multiple repositories",
+                );
             }
             left.clear();
         } else {
@@ -165,7 +180,11 @@ impl World {
             .filter(|(_, image)| all || image.tags.is_empty())
             .map(|(id, image)| {
                 let names = image.names();
-                if names.is_empty() { vec![id.clone()] } else { names.into_iter().collect() }
+                if names.is_empty() {
+                    vec![id.clone()]
+                } else {
+                    names.into_iter().collect()
+                }
             })
             .collect();
         for name in names.into_iter().flatten() {

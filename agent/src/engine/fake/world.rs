@@ -109,7 +109,10 @@ pub(super) struct Process {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own that dockerd keeps")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that dockerd keeps"
+)]
 pub(super) struct Container {
     pub(super) name: String,
     pub(super) labels: HashMap<String, String>,
