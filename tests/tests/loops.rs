@@ -2,6 +2,8 @@
 //!
 //! The cheap sibling of the crash matrix: no program is started, and a failure names its seed.
 
+#[path = "fake/clock.rs"]
+mod clock;
 #[path = "loops/device.rs"]
 mod device;
 #[path = "loops/invariants.rs"]
@@ -13,7 +15,8 @@ use holdfast_agent::engine::fake::{FakeEngine, Moment};
 use holdfast_proto::target::ServiceTarget;
 use serde_json::json;
 
-use device::{Device, End, Release, VirtualClock};
+use clock::VirtualClock;
+use device::{Device, End, Release};
 
 /// With `RUST_LOG` set, what the agent logs is shown: for the story of one seed.
 fn block_on<T>(work: impl Future<Output = T>) -> T {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use holdfast_agent::clock::{Clock, Randomness};
+use holdfast_agent::clock::{Clock as _, Randomness};
 use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remote, changes};
 use holdfast_agent::engine::{Engine as _, EngineContainer, labels};
 use holdfast_agent::journal::Journal;
@@ -22,8 +22,8 @@ use holdfast_proto::target::{App, ServiceTarget, TargetState};
 use holdfast_proto::time::Timestamp;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::time::Instant;
 
+use crate::clock::{BEGINS_MS, VirtualClock};
 use crate::invariants;
 
 /// Without a change for so long the loop is at rest: it has looked twice meanwhile.
@@ -32,33 +32,6 @@ const AT_REST_MS: u64 = 65_000;
 const LIVES_MS: u64 = 3_600_000;
 /// How often a harness looks whether the loop is at rest.
 const LOOK_MS: u64 = 5_000;
-/// The wall clock begins in 2026.
-const BEGINS_MS: i64 = 1_790_000_000_000;
-
-/// Tokio's paused time as the agent's clock.
-#[derive(Clone, Copy)]
-pub(crate) struct VirtualClock(Instant);
-
-impl VirtualClock {
-    pub(crate) fn start() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Clock for VirtualClock {
-    fn now(&self) -> Timestamp {
-        let since = i64::try_from(self.monotonic_ms()).unwrap();
-        Timestamp::from_millis(BEGINS_MS + since)
-    }
-
-    fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap()
-    }
-
-    async fn sleep_ms(&self, duration_ms: u64) {
-        tokio::time::sleep(std::time::Duration::from_millis(duration_ms)).await;
-    }
-}
 
 /// Numbers that a seed decides (splitmix64, public domain).
 pub(crate) struct Dice(Cell<u64>);

@@ -6,7 +6,8 @@ use holdfast_plan::ContainerState;
 use holdfast_proto::target::ServiceTarget;
 use serde_json::{Value, json};
 
-use crate::device::{Device, Dice, End, Release, VirtualClock};
+use crate::clock::VirtualClock;
+use crate::device::{Device, Dice, End, Release};
 use crate::invariants::{DELETES_FIRST, HANDS_OVER};
 
 /// Faults fall on one of so many calls after a new target: a swap of three services takes about so many.

@@ -13,7 +13,7 @@ use super::{FakeEngine, make};
 use crate::clock::Clock;
 use crate::engine::{
     Engine, EngineAttachment, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork,
-    Executed, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, labels,
+    Executed, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, labels, sandbox,
 };
 
 /// As `docker.rs` waits: reading is quick, changing may take a minute.
@@ -124,6 +124,17 @@ impl World {
     }
 }
 
+/// A container's connection to a network that is given by its name or its id.
+fn attachment<'c>(
+    found: &'c EngineContainer,
+    network: &str,
+) -> Option<(&'c str, &'c EngineAttachment)> {
+    let mut networks = found.networks.iter();
+    let found =
+        networks.find(|(name, attachment)| *name == network || attachment.network_id == network)?;
+    Some((found.0.as_str(), found.1))
+}
+
 fn absent_is_fine(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
         Err(EngineError::Refused { status: 404, .. }) => Ok(()),
@@ -148,6 +159,28 @@ impl<C: Clock> FakeEngine<C> {
         } else {
             Err(failure)
         }
+    }
+
+    async fn must_find(
+        &self,
+        operation: Operation,
+        id: &str,
+    ) -> Result<EngineContainer, EngineError> {
+        let found = self.container(id).await?;
+        found.ok_or_else(|| EngineError::Refused {
+            operation,
+            status: 404,
+            message: format!("there is no container {id}"),
+        })
+    }
+
+    async fn create_sandbox_once(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
+        let sandbox = make::sandbox(new);
+        let asked = sandbox.labels.clone();
+        let outcome = self.call(Operation::Create, new.name, |world, _| {
+            world.create(sandbox::IMAGE, sandbox)
+        });
+        self.created(new.name, &asked, outcome.await).await
     }
 
     /// After a refused creation: whether the container is there all the same, or a stranger's.
@@ -266,6 +299,22 @@ impl<C: Clock> Engine for FakeEngine<C> {
         self.created(new.name, &asked, outcome.await).await
     }
 
+    async fn create_sandbox(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
+        let first = self.create_sandbox_once(new).await;
+        let Err(EngineError::Refused { status: 404, .. }) = &first else {
+            return first;
+        };
+        if self.image(sandbox::IMAGE).await?.is_some() {
+            return first;
+        }
+        let load = self.call(Operation::LoadImage, sandbox::IMAGE, |world, _| {
+            world.load_sandbox_image();
+            Ok(())
+        });
+        load.await?;
+        self.create_sandbox_once(new).await
+    }
+
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {
         self.call(Operation::SetRestart, id, |world, _| {
             world.set_restart(id, policy)
@@ -320,32 +369,22 @@ impl<C: Clock> Engine for FakeEngine<C> {
         }
     }
 
-    async fn create_sandbox(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
-        let sandbox = make::sandbox(new);
-        let asked = sandbox.labels.clone();
-        let create = |sandbox: Container| {
-            self.call(Operation::Create, new.name, |world, _| {
-                world.create(make::SANDBOX_IMAGE, sandbox)
-            })
-        };
-        let mut outcome = create(sandbox.clone()).await;
-        if let Err(EngineError::Refused { status: 404, .. }) = outcome {
-            self.call(Operation::LoadImage, make::SANDBOX_IMAGE, |world, _| {
-                world.load_sandbox_image();
-                Ok(())
-            })
-            .await?;
-            outcome = create(sandbox).await;
-        }
-        self.created(new.name, &asked, outcome).await
-    }
-
     async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
-        self.call(Operation::Rename, id, |world, _| world.rename(id, name))
-            .await
+        let outcome = self.call(Operation::Rename, id, |world, _| world.rename(id, name));
+        let Err(failure) = outcome.await else {
+            return Ok(());
+        };
+        match self.container(name).await? {
+            Some(found) if found.id == id => Ok(()),
+            Some(_) => Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            }),
+            None => Err(failure),
+        }
     }
 
     async fn set_amounts(&self, id: &str, amounts: Amounts) -> Result<(), EngineError> {
+        self.must_find(Operation::SetAmounts, id).await?;
         self.call(Operation::SetAmounts, id, |world, _| {
             world.set_amounts(id, amounts)
         })
@@ -373,14 +412,32 @@ impl<C: Clock> Engine for FakeEngine<C> {
         key: &NetworkKey,
         name: &str,
     ) -> Result<(), EngineError> {
-        let labels = make::network_labels(device, key);
+        let labels = labels::write_network(device, key);
+        let listed = self.call(Operation::ListNetworks, name, |world, _| {
+            let named = world
+                .networks
+                .values()
+                .filter(|network| network.name == name);
+            Ok(named
+                .map(|network| network.labels.clone())
+                .collect::<Vec<_>>())
+        });
+        let before = listed.await?;
+        if before.contains(&labels) {
+            return Ok(());
+        }
+        if !before.is_empty() {
+            return Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            });
+        }
         let network = Network {
             name: name.to_owned(),
             labels: labels.clone(),
         };
         let outcome = self
             .call(Operation::CreateNetwork, name, |world, _| {
-                world.create_network(name, network)
+                world.create_network(network)
             })
             .await;
         let Err(failure) = outcome else {
@@ -408,24 +465,45 @@ impl<C: Clock> Engine for FakeEngine<C> {
         container: &str,
         aliases: &[String],
     ) -> Result<(), EngineError> {
-        let outcome = self.call(Operation::Connect, container, |world, _| {
-            world.connect(network, container, aliases)
-        });
-        match outcome.await {
-            Err(EngineError::Refused { status: 403, .. }) => Ok(()),
-            other => other,
+        let found = self.must_find(Operation::Connect, container).await?;
+        if let Some((name, attachment)) = attachment(&found, network) {
+            let named = aliases
+                .iter()
+                .all(|alias| attachment.aliases.contains(alias));
+            let exists = self.call(Operation::ListNetworks, name, |world, _| {
+                let mut networks = world.networks.keys();
+                Ok(networks.any(|id| *id == attachment.network_id))
+            });
+            if named && (exists.await? || attachment.network_id.is_empty()) {
+                return Ok(());
+            }
+            self.disconnect(network, container).await?;
         }
+        self.call(Operation::Connect, container, |world, _| {
+            world.connect(network, container, aliases)
+        })
+        .await
     }
 
     async fn disconnect(&self, network: &str, container: &str) -> Result<(), EngineError> {
-        let outcome = self.call(Operation::Disconnect, container, |world, _| {
-            world.disconnect(network, container)
-        });
-        match outcome.await {
-            Err(EngineError::Refused { message, .. }) if message.contains("not connected") => {
-                Ok(())
-            }
-            other => absent_is_fine(other),
+        let once = |network: String| {
+            self.call(Operation::Disconnect, container, move |world, _| {
+                world.disconnect(&network, container)
+            })
+        };
+        let Err(failure) = once(network.to_owned()).await else {
+            return Ok(());
+        };
+        if failure.is_engine_away() {
+            return Err(failure);
+        }
+        let Some(found) = self.container(container).await? else {
+            return Ok(());
+        };
+        match attachment(&found, network) {
+            None => Ok(()),
+            Some((name, _)) if name == network => Err(failure),
+            Some((name, _)) => once(name.to_owned()).await,
         }
     }
 

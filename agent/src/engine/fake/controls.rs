@@ -1,9 +1,11 @@
 //! Owns what tests do to the model from outside: faults, people, other programs.
 
+use std::collections::HashMap;
+
 use holdfast_plan::ContainerState;
 
 use super::FakeEngine;
-use super::world::{Container, Daemon, Image, Remote};
+use super::world::{Container, Daemon, Image, Network, Remote};
 use crate::clock::Clock;
 
 impl<C: Clock> FakeEngine<C> {
@@ -163,6 +165,15 @@ impl<C: Clock> FakeEngine<C> {
     /// `docker network disconnect -f`.
     pub fn disconnect_by_hand(&self, network: &str, id: &str) {
         self.by_hand(|world, _| drop(world.disconnect(network, id)));
+    }
+
+    /// `docker network create` by somebody else.
+    pub fn make_foreign_network(&self, name: &str) {
+        let network = Network {
+            name: name.to_owned(),
+            labels: HashMap::new(),
+        };
+        self.by_hand(|world, _| drop(world.create_network(network)));
     }
 
     /// Somebody takes every container off a network and removes it.

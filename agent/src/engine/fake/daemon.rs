@@ -206,10 +206,8 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn create_network(&mut self, name: &str, network: Network) -> Answer<()> {
-        if self.network(name).is_some() {
-            return refuse(409, format!("network with name {name} already exists"));
-        }
+    /// Makes a network; names are not unique.
+    pub(super) fn create_network(&mut self, network: Network) -> Answer<()> {
         self.needs_disk()?;
         let id = self.new_id();
         self.networks.insert(id, network);
@@ -232,7 +230,7 @@ impl World {
 
     pub(super) fn connect(&mut self, network: &str, id: &str, names: &[String]) -> Answer<()> {
         let found = self.network(network);
-        let (_, container) = self.container(id)?;
+        let (id, container) = self.container(id)?;
         let Some((network_id, name)) = found else {
             return refuse(404, format!("network {network} not found"));
         };
@@ -248,10 +246,10 @@ impl World {
             let text = format!("endpoint with name {} already exists", container.name);
             return refuse(403, text);
         }
-        let attachment = Attachment {
-            network_id: if runs { network_id } else { String::new() },
-            aliases: names.iter().cloned().collect(),
-        };
+        let mut attachment = Attachment::new(names);
+        if runs {
+            attachment.join(&id, network_id);
+        }
         container.attachments.insert(name, attachment);
         Ok(())
     }

@@ -2,17 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use holdfast_plan::{Amounts, NetworkKey};
-use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_plan::Amounts;
 use holdfast_proto::image::{Digest, Platform};
 use holdfast_proto::spec::{HealthTest, NetworkMode, Port};
 
 use super::world::{Attachment, BRIDGE, Behaviour, Container, Image, World};
 use crate::engine::convert::Unsupported;
-use crate::engine::{NewContainer, NewNetwork, NewSandbox, labels};
-
-/// The image of sandboxes.
-pub(super) const SANDBOX_IMAGE: &str = "holdfast/sandbox:1";
+use crate::engine::{NewContainer, NewNetwork, NewSandbox, labels, sandbox};
 
 /// A service's container as it is made.
 pub(super) fn service(new: &NewContainer<'_>) -> Result<Container, Unsupported> {
@@ -48,41 +44,10 @@ pub(super) fn service(new: &NewContainer<'_>) -> Result<Container, Unsupported> 
 
 /// A sandbox as it is made.
 pub(super) fn sandbox(new: &NewSandbox<'_>) -> Container {
-    let mut all = owned(new.device);
-    let own = service_labels(new.key);
-    all.extend(own);
-    all.extend([
-        (labels::GENERATION.to_owned(), new.generation.to_string()),
-        (labels::ROLE.to_owned(), labels::SANDBOX_ROLE.to_owned()),
-        (labels::SANDBOX_HASH.to_owned(), new.spec.hash()),
-    ]);
-    let mut container = Container::new(new.name, all);
+    let mut container = Container::new(new.name, labels::write_sandbox(new));
     container.ports = wanted(&new.spec.ports);
     container.attachments = first(new.networks);
     container
-}
-
-/// The labels of an app's network.
-pub(super) fn network_labels(device: &DeviceId, key: &NetworkKey) -> HashMap<String, String> {
-    let mut all = owned(device);
-    all.insert(labels::APP.to_owned(), key.app.to_string());
-    all.insert(labels::NETWORK.to_owned(), key.network.to_string());
-    all
-}
-
-fn owned(device: &DeviceId) -> HashMap<String, String> {
-    [
-        (labels::MANAGED.to_owned(), "true".to_owned()),
-        (labels::DEVICE.to_owned(), device.to_string()),
-    ]
-    .into()
-}
-
-fn service_labels(key: &ServiceKey) -> [(String, String); 2] {
-    [
-        (labels::APP.to_owned(), key.app.to_string()),
-        (labels::SERVICE.to_owned(), key.service.to_string()),
-    ]
 }
 
 fn wanted(ports: &[Port]) -> Vec<(u16, holdfast_proto::spec::Protocol, Option<u16>)> {
@@ -92,16 +57,9 @@ fn wanted(ports: &[Port]) -> Vec<(u16, holdfast_proto::spec::Protocol, Option<u1
 
 /// The first network, or the engine's own.
 fn first(networks: &[(String, Vec<String>)]) -> BTreeMap<String, Attachment> {
-    let (name, aliases) = networks
-        .first()
-        .map_or((BRIDGE.to_owned(), BTreeSet::new()), |(name, aliases)| {
-            (name.clone(), aliases.iter().cloned().collect())
-        });
-    let attachment = Attachment {
-        network_id: String::new(),
-        aliases,
-    };
-    BTreeMap::from([(name, attachment)])
+    let own = (BRIDGE.to_owned(), Vec::new());
+    let (name, names) = networks.first().unwrap_or(&own);
+    BTreeMap::from([(name.clone(), Attachment::new(names))])
 }
 
 impl World {
@@ -109,10 +67,10 @@ impl World {
         let image = Image {
             platform: Platform::new("linux", "amd64", None),
             behaviour: Behaviour::default(),
-            tags: BTreeSet::from([SANDBOX_IMAGE.to_owned()]),
+            tags: BTreeSet::from([sandbox::IMAGE.to_owned()]),
             digests: BTreeSet::new(),
         };
-        let id = Digest::of(SANDBOX_IMAGE.as_bytes()).to_string();
+        let id = Digest::of(sandbox::IMAGE.as_bytes()).to_string();
         self.images.insert(id, image);
     }
 }

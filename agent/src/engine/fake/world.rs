@@ -100,6 +100,21 @@ pub(super) struct Attachment {
     pub(super) aliases: BTreeSet<String>,
 }
 
+impl Attachment {
+    pub(super) fn new(names: &[String]) -> Self {
+        Self {
+            network_id: String::new(),
+            aliases: names.iter().cloned().collect(),
+        }
+    }
+
+    /// The engine gives a running container its short id for a name, too.
+    pub(super) fn join(&mut self, id: &str, network_id: String) {
+        self.network_id = network_id;
+        self.aliases.insert(id.chars().take(12).collect());
+    }
+}
+
 /// A running process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
@@ -318,7 +333,7 @@ impl World {
 
     pub(super) fn new_id(&mut self) -> String {
         self.made += 1;
-        format!("{:064x}", self.made)
+        format!("{:012x}{:052x}", self.made, self.made)
     }
 
     /// Lets everything happen that is due by now, in its order.
@@ -396,7 +411,8 @@ impl World {
                     killed_at_ms: None,
                 });
                 for (name, network_id) in networks {
-                    container.attachments.entry(name).or_default().network_id = network_id;
+                    let attachment = container.attachments.entry(name).or_default();
+                    attachment.join(id, network_id);
                 }
                 Ok(())
             }
