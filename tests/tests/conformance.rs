@@ -24,7 +24,10 @@ fn differences(fake: &[Row], real: &[Row]) -> Vec<String> {
     let pairs = fake.iter().zip(real).filter(|(fake, real)| fake != real);
     let told = |(fake, real): (&Row, &Row)| {
         let (number, line) = (fake.number, &fake.line);
-        format!("line {number}: {line}\n   fake: {}\n   real: {}", fake.answer, real.answer)
+        format!(
+            "line {number}: {line}\n   fake: {}\n   real: {}",
+            fake.answer, real.answer
+        )
     };
     pairs.map(told).collect()
 }
@@ -35,13 +38,25 @@ async fn the_fake_answers_every_call_as_a_real_engine_does() -> anyhow::Result<(
     let engine = Engine::private().await?;
     let real = real_side::play(&engine, &scene.cast, SHARED).await?;
     let cast = scene.cast;
-    let fake = std::thread::scope(|scope| {
-        let play = scope.spawn(|| fake_side::play(&cast, SHARED, None));
-        play.join().expect("the fake side ends")
-    })?;
-    let found = differences(&fake, &real);
+    let fake = |lie| {
+        std::thread::scope(|scope| {
+            let play = scope.spawn(|| fake_side::play(&cast, SHARED, lie));
+            play.join().expect("the fake side ends")
+        })
+    };
+    let found = differences(&fake(None)?, &real);
     println!("{} calls, {} answered otherwise", real.len(), found.len());
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert!(real.len() >= AT_LEAST, "only {} calls", real.len());
+
+    // The comparison can fail: a fake that forgets how SIGTERM is ignored is found out.
+    let lies = differences(&fake(Some(("stubborn", "idle")))?, &real);
+    let [lie] = lies.as_slice() else {
+        panic!("one answer is a lie, found {lies:#?}");
+    };
+    assert!(
+        lie.contains("look mule") && lie.contains("exited 137"),
+        "{lie}"
+    );
     Ok(())
 }

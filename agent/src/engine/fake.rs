@@ -7,6 +7,7 @@ mod calls;
 mod controls;
 mod daemon;
 mod images;
+mod launch;
 mod make;
 mod world;
 

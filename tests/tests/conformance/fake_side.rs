@@ -18,19 +18,44 @@ struct FakeSide<'a> {
 fn behaviour(image: &str) -> Behaviour {
     let nothing = Behaviour::default();
     match image {
-        "broken" => Behaviour { broken_entrypoint: true, ..nothing },
-        "crash" => Behaviour { exits: Some((5, 3)), ..nothing },
-        "ender" => Behaviour { exits: Some((5, 0)), ..nothing },
-        "stubborn" => Behaviour { ignores_sigterm: true, ..nothing },
-        "healthy" => Behaviour { check: Some(Check::HealthyAfter(200)), ..nothing },
-        "sick" => Behaviour { check: Some(Check::UnhealthyAfter(400)), ..nothing },
-        "no-probe" => Behaviour { check: Some(Check::CannotRun(400)), ..nothing },
+        "broken" => Behaviour {
+            broken_entrypoint: true,
+            ..nothing
+        },
+        "crash" => Behaviour {
+            exits: Some((5, 3)),
+            ..nothing
+        },
+        "ender" => Behaviour {
+            exits: Some((5, 0)),
+            ..nothing
+        },
+        "stubborn" => Behaviour {
+            ignores_sigterm: true,
+            ..nothing
+        },
+        "healthy" => Behaviour {
+            check: Some(Check::HealthyAfter(200)),
+            ..nothing
+        },
+        "sick" => Behaviour {
+            check: Some(Check::UnhealthyAfter(400)),
+            ..nothing
+        },
+        "no-probe" => Behaviour {
+            check: Some(Check::CannotRun(400)),
+            ..nothing
+        },
         _ => nothing,
     }
 }
 
 /// Plays the script on a fake engine. With `lie`, that image behaves as another one does.
-pub(crate) fn play(cast: &Cast, script: &str, lie: Option<(&str, &str)>) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn play(
+    cast: &Cast,
+    script: &str,
+    lie: Option<(&str, &str)>,
+) -> anyhow::Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -38,7 +63,9 @@ pub(crate) fn play(cast: &Cast, script: &str, lie: Option<(&str, &str)>) -> anyh
     runtime.block_on(async {
         let engine = FakeEngine::new(VirtualClock::start(), 1);
         for (image, service) in &cast.images {
-            let acts_as = lie.filter(|(liar, _)| liar == image).map_or(*image, |(_, other)| other);
+            let acts_as = lie
+                .filter(|(liar, _)| liar == image)
+                .map_or(*image, |(_, other)| other);
             let fault = match *image {
                 "down" => PullFault::Unreachable,
                 "nothing" => continue,
@@ -81,7 +108,8 @@ impl Outside for FakeSide<'_> {
             ["rm", name] => engine.remove_by_hand(&id(name)),
             ["rename", name, new] => engine.rename_by_hand(&id(name), &self.cast.named(new)),
             ["foreign", name] => {
-                let id = engine.run_foreign(&self.cast.named(name), &[]);
+                let id =
+                    engine.run_foreign(&self.cast.named(name), Some(&self.cast.image("idle")), &[]);
                 self.foreign.borrow_mut().push(((*name).to_owned(), id));
             }
             ["rm-foreign", name] => {

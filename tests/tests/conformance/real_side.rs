@@ -31,9 +31,7 @@ pub(crate) struct Scene {
 
 /// Every image of the script.
 fn images() -> Vec<(&'static str, Image)> {
-    let check = |words: serde_json::Value| {
-        json!({ "Test": words, "Interval": 100_000_000, "Timeout": 1_000_000_000, "Retries": 2 })
-    };
+    let check = |words: serde_json::Value| json!({ "Test": words, "Interval": 100_000_000, "Timeout": 1_000_000_000, "Retries": 2 });
     let idle = |name: &str| Image::idle(name, name);
     let stubborn = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
     vec![
@@ -43,9 +41,18 @@ fn images() -> Vec<(&'static str, Image)> {
         ("crash", Image::crash_loop("crash", 0)),
         ("ender", Image::new("ender").cmd(["/bin/true"])),
         ("stubborn", Image::new("stubborn").cmd(stubborn)),
-        ("healthy", idle("healthy").config("Healthcheck", check(json!(["CMD", "/bin/true"])))),
-        ("sick", idle("sick").config("Healthcheck", check(json!(["CMD", "/bin/false"])))),
-        ("no-probe", idle("no-probe").config("Healthcheck", check(json!(["CMD", "/not-there"])))),
+        (
+            "healthy",
+            idle("healthy").config("Healthcheck", check(json!(["CMD", "/bin/true"]))),
+        ),
+        (
+            "sick",
+            idle("sick").config("Healthcheck", check(json!(["CMD", "/bin/false"]))),
+        ),
+        (
+            "no-probe",
+            idle("no-probe").config("Healthcheck", check(json!(["CMD", "/not-there"]))),
+        ),
         ("slow", idle("slow")),
         ("nothing", idle("nothing")),
         ("down", idle("down")),
@@ -70,7 +77,12 @@ fn service(pushed: &Pushed, name: &str) -> anyhow::Result<ServiceTarget> {
             registry: "lab".to_owned(),
             repository: name.to_owned(),
             reference: pushed.reference().parse()?,
-            index_digest: pushed.index_digest.as_deref().map(str::parse).transpose()?.map(IndexDigest),
+            index_digest: pushed
+                .index_digest
+                .as_deref()
+                .map(str::parse)
+                .transpose()?
+                .map(IndexDigest),
             expected: Some(Expected {
                 manifest_digest: ManifestDigest(child.manifest_digest.parse()?),
                 config_digest: ConfigDigest(child.config_digest.parse()?),
@@ -102,7 +114,9 @@ impl Scene {
             cast: Cast {
                 device: "8f0e6f0a-5f5e-4f36-9c2f-0d6f7d1f1d22".parse()?,
                 images: cast,
-                ports: numbers.map(|(at, port)| ((at + 1).to_string(), port.number())).collect(),
+                ports: numbers
+                    .map(|(at, port)| ((at + 1).to_string(), port.number()))
+                    .collect(),
             },
             _registry: registry,
             _ports: ports,
@@ -141,7 +155,12 @@ impl RealSide<'_> {
 
     async fn ask(&self, method: Method, path: &str) -> anyhow::Result<()> {
         let answer = self.docker().call(method, path, None).await?;
-        anyhow::ensure!(answer.status.is_success(), "{path}: {} {}", answer.status, answer.json());
+        anyhow::ensure!(
+            answer.status.is_success(),
+            "{path}: {} {}",
+            answer.status,
+            answer.json()
+        );
         Ok(())
     }
 }
@@ -153,18 +172,26 @@ impl Outside for RealSide<'_> {
             ["prune"] => self.ask(Method::POST, "/images/prune").await,
             ["prune-all"] => {
                 let filters = encode(r#"{"dangling":["false"]}"#);
-                self.ask(Method::POST, &format!("/images/prune?filters={filters}")).await
+                self.ask(Method::POST, &format!("/images/prune?filters={filters}"))
+                    .await
             }
             ["rmi-f", image] => {
                 let image = self.cast.image(image);
-                self.ask(Method::DELETE, &format!("/images/{image}?force=true")).await
+                self.ask(Method::DELETE, &format!("/images/{image}?force=true"))
+                    .await
             }
-            ["pause", name] => self.docker().post(&format!("/containers/{}/pause", id(name))).await,
+            ["pause", name] => {
+                self.docker()
+                    .post(&format!("/containers/{}/pause", id(name)))
+                    .await
+            }
             ["kill", name] => {
                 let name = id(name);
                 self.docker().kill(&name).await?;
                 // The engine answers before it knows of the end.
-                self.docker().post(&format!("/containers/{name}/wait")).await
+                self.docker()
+                    .post(&format!("/containers/{name}/wait"))
+                    .await
             }
             ["rm", name] => self.docker().remove(&id(name)).await,
             ["rename", name, new] => {
@@ -187,12 +214,15 @@ impl Outside for RealSide<'_> {
             }
             ["foreign-network", name] => {
                 let body = json!({ "Name": named(name) });
-                let made = self.docker().call(Method::POST, "/networks/create", Some(&body));
+                let made = self
+                    .docker()
+                    .call(Method::POST, "/networks/create", Some(&body));
                 anyhow::ensure!(made.await?.status.is_success(), "create network {name}");
                 Ok(())
             }
             ["rm-network", name] => {
-                self.ask(Method::DELETE, &format!("/networks/{}", named(name))).await
+                self.ask(Method::DELETE, &format!("/networks/{}", named(name)))
+                    .await
             }
             ["net-disconnect", name, container] => {
                 let body = json!({ "Container": id(container), "Force": true });

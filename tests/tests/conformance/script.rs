@@ -76,7 +76,9 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
 
     fn id(&self, name: &str) -> String {
         let ids = self.ids.borrow();
-        ids.get(name).cloned().unwrap_or_else(|| self.cast.named(name))
+        ids.get(name)
+            .cloned()
+            .unwrap_or_else(|| self.cast.named(name))
     }
 
     async fn wait(&self, name: &str, state: &str) -> anyhow::Result<()> {
@@ -100,9 +102,12 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
         let device = &self.cast.device;
         let network = |name: &str| self.cast.named(name);
         match words {
-            ["describe"] => said(engine.describe().await.map(|info| {
-                format!("{} {} {:?}", info.api_version, info.platform, info.store)
-            })),
+            ["describe"] => said(
+                engine
+                    .describe()
+                    .await
+                    .map(|info| format!("{} {} {:?}", info.api_version, info.platform, info.store)),
+            ),
             ["list"] => said(engine.containers(device).await.map(|all| {
                 let mut names: Vec<String> = all.iter().map(|found| self.told(found)).collect();
                 names.sort();
@@ -132,7 +137,8 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
                 done(engine.rename(&self.id(name), &self.cast.named(new)).await)
             }
             ["amounts", name, how @ ..] => {
-                let amount = |key| value(how, key).map_or(0, |text| text.parse().expect("a number"));
+                let amount =
+                    |key| value(how, key).map_or(0, |text| text.parse().expect("a number"));
                 let amounts = Amounts {
                     memory: amount("mem"),
                     memory_reservation: 0,
@@ -167,7 +173,11 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
                 said(found.map(|found| {
                     found.map_or("none".to_owned(), |found| {
                         let id = found.ids.first().map(ToString::to_string);
-                        format!("{} {}", self.cast.image_of(&id.unwrap_or_default()), found.platform)
+                        format!(
+                            "{} {}",
+                            self.cast.image_of(&id.unwrap_or_default()),
+                            found.platform
+                        )
                     })
                 }))
             }
@@ -190,10 +200,17 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
         let mut lines: Vec<String> = all
             .iter()
             .map(|image| {
-                let mut tags = image.tags.iter().map(|tag| self.cast.untag(tag)).collect::<Vec<_>>();
+                let mut tags = image
+                    .tags
+                    .iter()
+                    .map(|tag| self.cast.untag(tag))
+                    .collect::<Vec<_>>();
                 tags.sort();
                 let digests = image.digests.len();
-                format!("{} {tags:?} {digests} digests", self.cast.image_of(&image.id))
+                format!(
+                    "{} {tags:?} {digests} digests",
+                    self.cast.image_of(&image.id)
+                )
             })
             .collect();
         lines.sort();
@@ -271,7 +288,12 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             told.push("restarted".to_owned());
         }
         told.extend(found.health.map(|health| health.word().to_owned()));
-        told.extend(found.probe_error.as_ref().map(|_| "its check cannot run".to_owned()));
+        told.extend(
+            found
+                .probe_error
+                .as_ref()
+                .map(|_| "its check cannot run".to_owned()),
+        );
         if !found.start_error.is_empty() {
             told.push("start failed".to_owned());
         }
@@ -283,11 +305,19 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
         for (name, attached) in &found.networks {
             let known = |alias: &&String| !found.id.starts_with(alias.as_str());
             let aliases: Vec<&String> = attached.aliases.iter().filter(known).collect();
-            let joined = if attached.network_id.is_empty() { "not yet" } else { "joined" };
+            let joined = if attached.network_id.is_empty() {
+                "not yet"
+            } else {
+                "joined"
+            };
             told.push(format!("{} {aliases:?} {joined}", self.cast.unnamed(name)));
         }
         for published in &found.published {
-            told.push(format!("{} on {}", published.target, self.cast.port_of(published.host)));
+            told.push(format!(
+                "{} on {}",
+                published.target,
+                self.cast.port_of(published.host)
+            ));
         }
         if found.amounts != Amounts::default() {
             told.push(format!("{:?}", found.amounts));
@@ -333,7 +363,11 @@ impl Cast {
     pub(crate) fn config_of(&self, image: &str) -> String {
         let pin = self.images[image].pin.as_ref();
         let expected = pin.and_then(|pin| pin.expected.as_ref());
-        expected.expect("a resolved image").config_digest.0.to_string()
+        expected
+            .expect("a resolved image")
+            .config_digest
+            .0
+            .to_string()
     }
 
     fn image_of(&self, id: &str) -> &str {
@@ -355,7 +389,9 @@ impl Cast {
 
     fn port_of(&self, host: u16) -> String {
         let known = self.ports.iter().find(|(_, port)| **port == host);
-        known.map_or("another port".to_owned(), |(number, _)| format!("port {number}"))
+        known.map_or("another port".to_owned(), |(number, _)| {
+            format!("port {number}")
+        })
     }
 }
 

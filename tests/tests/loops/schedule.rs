@@ -195,7 +195,7 @@ pub(crate) async fn live_through(seed: u64) -> Result<(), String> {
     let device = Device::new(seed);
     device
         .engine
-        .run_foreign("theirs", &[("owner", "somebody else")]);
+        .run_foreign("theirs", None, &[("owner", "somebody else")]);
     let kinds = kinds(&dice);
     let rounds = 2 + dice.below(3);
     let mut story = Vec::new();

@@ -536,10 +536,12 @@ impl<C: Clock> Engine for FakeEngine<C> {
     async fn exec(
         &self,
         id: &str,
-        _words: &[String],
+        words: &[String],
         _timeout_ms: u64,
     ) -> Result<Executed, EngineError> {
-        let ended = self.call(Operation::Exec, id, |world, _| world.exec(id));
+        let ended = self.call(Operation::Exec, id, |world, _| {
+            world.exec(id, words.first().map_or("", String::as_str))
+        });
         Ok(Executed {
             exit_code: Some(ended.await?),
             output: String::new(),

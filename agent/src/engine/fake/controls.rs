@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use holdfast_plan::ContainerState;
 
-use super::FakeEngine;
-use super::world::{Container, Daemon, Image, Network, Remote};
+use super::world::{BRIDGE, Container, Daemon, Image, Network, Remote};
+use super::{FakeEngine, make};
 use crate::clock::Clock;
 
 impl<C: Clock> FakeEngine<C> {
@@ -82,11 +82,15 @@ impl<C: Clock> FakeEngine<C> {
         });
     }
 
-    /// `docker run` of a container that is not Holdfast's; gives its id.
-    pub fn run_foreign(&self, name: &str, labels: &[(&str, &str)]) -> String {
+    /// `docker run` of a container that is not Holdfast's, of a stored image if one is given; gives its id.
+    pub fn run_foreign(&self, name: &str, image: Option<&str>, labels: &[(&str, &str)]) -> String {
         let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let container = Container::new(name, labels.iter().map(own).collect());
+        let mut container = Container::new(name, labels.iter().map(own).collect());
+        container.attachments = make::alone(BRIDGE);
         self.by_hand(|world, now_ms| {
+            if let Some((id, _)) = image.and_then(|image| world.stored(image)) {
+                container.image = id;
+            }
             let id = world.new_id();
             world.containers.insert(id.clone(), container);
             let _ = world.launch(&id, now_ms);
@@ -176,14 +180,9 @@ impl<C: Clock> FakeEngine<C> {
         self.by_hand(|world, _| drop(world.create_network(network)));
     }
 
-    /// Somebody takes every container off a network and removes it.
+    /// `docker network rm`: containers that are down do not hold it.
     pub fn remove_network_by_hand(&self, network: &str) {
-        self.by_hand(|world, _| {
-            for container in world.containers.values_mut() {
-                container.attachments.remove(network);
-            }
-            drop(world.remove_network(network));
-        });
+        self.by_hand(|world, _| drop(world.remove_network(network)));
     }
 
     /// `docker image prune`, with `all` also what has a tag and no user.

@@ -6,6 +6,7 @@ use holdfast_plan::{Amounts, ContainerState};
 use holdfast_proto::spec::RestartPolicy;
 
 use super::world::{Attachment, Container, Network, World};
+use crate::engine::Executed;
 
 /// The least memory that an engine accepts as a limit.
 const MIN_MEMORY: u64 = 6 << 20;
@@ -167,10 +168,17 @@ impl World {
     }
 
     /// Runs a program in a container; gives its exit code.
-    pub(super) fn exec(&mut self, id: &str) -> Answer<i64> {
+    pub(super) fn exec(&mut self, id: &str, program: &str) -> Answer<i64> {
         let (_, container) = self.container(id)?;
         match container.state {
-            ContainerState::Running => Ok(container.behaviour.exec_code),
+            ContainerState::Running => {
+                let by_name = match program.rsplit('/').next() {
+                    Some("true") => 0,
+                    Some("false") => 1,
+                    Some(_) | None => Executed::NOT_RUNNABLE,
+                };
+                Ok(container.behaviour.exec_code.unwrap_or(by_name))
+            }
             ContainerState::Paused => refuse(409, "the container is paused"),
             ContainerState::Created
             | ContainerState::Restarting

@@ -10,6 +10,9 @@ use super::world::{Attachment, BRIDGE, Behaviour, Container, Image, World};
 use crate::engine::convert::Unsupported;
 use crate::engine::{NewContainer, NewNetwork, NewSandbox, labels, sandbox};
 
+/// As `convert.rs` limits a sandbox.
+const SANDBOX_PIDS: u64 = 64;
+
 /// A service's container as it is made.
 pub(super) fn service(new: &NewContainer<'_>) -> Result<Container, Unsupported> {
     let spec = &new.service.config;
@@ -32,7 +35,8 @@ pub(super) fn service(new: &NewContainer<'_>) -> Result<Container, Unsupported> 
     match new.network {
         NewNetwork::Shared(sandbox) => container.shares = Some(sandbox.to_owned()),
         NewNetwork::Own(networks) => match spec.network_mode {
-            Some(NetworkMode::Host | NetworkMode::None) => {}
+            Some(NetworkMode::Host) => container.attachments = alone("host"),
+            Some(NetworkMode::None) => container.attachments = alone("none"),
             Some(NetworkMode::Bridge | NetworkMode::Service(_)) | None => {
                 container.ports = wanted(&spec.ports);
                 container.attachments = first(networks);
@@ -47,6 +51,8 @@ pub(super) fn sandbox(new: &NewSandbox<'_>) -> Container {
     let mut container = Container::new(new.name, labels::write_sandbox(new));
     container.ports = wanted(&new.spec.ports);
     container.attachments = first(new.networks);
+    container.amounts.pids = SANDBOX_PIDS;
+    container.grace_ms = 0;
     container
 }
 
@@ -57,16 +63,26 @@ fn wanted(ports: &[Port]) -> Vec<(u16, holdfast_proto::spec::Protocol, Option<u1
 
 /// The first network, or the engine's own.
 fn first(networks: &[(String, Vec<String>)]) -> BTreeMap<String, Attachment> {
-    let own = (BRIDGE.to_owned(), Vec::new());
-    let (name, names) = networks.first().unwrap_or(&own);
+    let Some((name, names)) = networks.first() else {
+        return alone(BRIDGE);
+    };
     BTreeMap::from([(name.clone(), Attachment::new(names))])
+}
+
+/// One of the engine's own networks.
+pub(super) fn alone(network: &str) -> BTreeMap<String, Attachment> {
+    BTreeMap::from([(network.to_owned(), Attachment::default())])
 }
 
 impl World {
     pub(super) fn load_sandbox_image(&mut self) {
         let image = Image {
             platform: Platform::new("linux", "amd64", None),
-            behaviour: Behaviour::default(),
+            // Its signal to stop is SIGKILL.
+            behaviour: Behaviour {
+                ignores_sigterm: true,
+                ..Behaviour::default()
+            },
             tags: BTreeSet::from([sandbox::IMAGE.to_owned()]),
             digests: BTreeSet::new(),
         };

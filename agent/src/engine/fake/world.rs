@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use holdfast_plan::{Amounts, ContainerState, Health, Published};
 use holdfast_proto::image::Platform;
 use holdfast_proto::spec::{Protocol, RestartPolicy};
-use holdfast_proto::time::Timestamp;
 
 /// First pause before an engine starts an ended container again; it doubles each time …
 const RESTART_PAUSE_MS: u64 = 100;
@@ -13,8 +12,6 @@ const RESTART_PAUSE_MS: u64 = 100;
 const MAX_RESTART_PAUSE_MS: u64 = 60_000;
 /// … and begins anew after a run of so long.
 const GOOD_RUN_MS: u64 = 10_000;
-/// The first port that an engine chooses by itself.
-const FIRST_FREE_PORT: u16 = 32_768;
 /// The network that an engine has by itself.
 pub(super) const BRIDGE: &str = "bridge";
 
@@ -31,8 +28,8 @@ pub struct Behaviour {
     pub ignores_sigterm: bool,
     /// What its health check says; none without a check.
     pub check: Option<Check>,
-    /// How every program that is run in it beside its own ends.
-    pub exec_code: i64,
+    /// How every program that is run in it beside its own ends; if none, as its name says.
+    pub exec_code: Option<i64>,
 }
 
 /// What a health check says, in milliseconds after a start.
@@ -186,6 +183,19 @@ impl Container {
         }
     }
 
+    /// Its process runs.
+    pub(super) fn begin(&mut self, started_at: String, now_ms: u64) {
+        self.state = ContainerState::Running;
+        self.ever_started = true;
+        self.out_of_memory = false;
+        self.start_error.clear();
+        self.started_at = started_at;
+        self.process = Some(Process {
+            started_ms: now_ms,
+            killed_at_ms: None,
+        });
+    }
+
     pub(super) fn health(&self, now_ms: u64) -> (Option<Health>, Option<String>) {
         let Some(check) = self.behaviour.check else {
             return (None, None);
@@ -278,13 +288,6 @@ impl Container {
     }
 }
 
-/// Why a start did not happen: the engine's status and words, and the container's exit code.
-pub(super) struct NoStart {
-    pub(super) status: u16,
-    pub(super) message: String,
-    pub(super) code: i64,
-}
-
 /// What the engine's own program does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Daemon {
@@ -316,18 +319,20 @@ pub(super) struct World {
 }
 
 impl World {
-    /// An engine with its own bridge and nothing else.
+    /// An engine with its own networks and nothing else.
     pub(super) fn new(seed: u64) -> Self {
         let mut world = Self {
             seed,
             ..Self::default()
         };
-        let bridge = Network {
-            name: BRIDGE.to_owned(),
-            labels: HashMap::new(),
-        };
-        let id = world.new_id();
-        world.networks.insert(id, bridge);
+        for name in [BRIDGE, "host", "none"] {
+            let network = Network {
+                name: name.to_owned(),
+                labels: HashMap::new(),
+            };
+            let id = world.new_id();
+            world.networks.insert(id, network);
+        }
         world
     }
 
@@ -385,114 +390,6 @@ impl World {
             Some((container.due().filter(|_| counts)?, id.clone()))
         };
         self.containers.iter().filter_map(due).chain(back).min()
-    }
-
-    /// Starts a container's process, or says why not (measured: M8, and the sandbox's 409 and 404).
-    pub(super) fn launch(&mut self, id: &str, now_ms: u64) -> Result<(), NoStart> {
-        let launched = self.can_launch(id);
-        self.events += 1;
-        // Each start has a time of its own, as an engine's nanoseconds give it.
-        let millis = i64::try_from(now_ms).unwrap_or(i64::MAX);
-        let time = Timestamp::from_millis(millis).to_string();
-        let started_at = format!("{}{:06}Z", time.trim_end_matches('Z'), self.events);
-        let Some(container) = self.containers.get_mut(id) else {
-            return Ok(());
-        };
-        match launched {
-            Ok((published, networks)) => {
-                container.state = ContainerState::Running;
-                container.ever_started = true;
-                container.out_of_memory = false;
-                container.start_error.clear();
-                container.started_at = started_at;
-                container.published = published;
-                container.process = Some(Process {
-                    started_ms: now_ms,
-                    killed_at_ms: None,
-                });
-                for (name, network_id) in networks {
-                    let attachment = container.attachments.entry(name).or_default();
-                    attachment.join(id, network_id);
-                }
-                Ok(())
-            }
-            Err(no) => {
-                container.start_error.clone_from(&no.message);
-                container.state = match container.state {
-                    ContainerState::Exited { code: 0 } | ContainerState::Restarting => {
-                        ContainerState::Exited { code: no.code }
-                    }
-                    other => other,
-                };
-                Err(no)
-            }
-        }
-    }
-
-    #[expect(clippy::type_complexity, reason = "ports and networks, used once")]
-    fn can_launch(
-        &self,
-        id: &str,
-    ) -> Result<(BTreeSet<Published>, Vec<(String, String)>), NoStart> {
-        let no = |status, message: String| NoStart {
-            status,
-            message,
-            code: 128,
-        };
-        let Some(container) = self.containers.get(id) else {
-            return Err(no(404, format!("No such container: {id}")));
-        };
-        if let Some(sandbox) = &container.shares {
-            match self.containers.get(sandbox).map(|found| found.state) {
-                None => return Err(no(404, format!("No such container: {sandbox}"))),
-                Some(ContainerState::Running | ContainerState::Paused) => {}
-                Some(_) => {
-                    let text = "cannot join network of a non running container";
-                    return Err(no(409, format!("{text}: {sandbox}")));
-                }
-            }
-        }
-        let mut networks = Vec::new();
-        for name in container.attachments.keys() {
-            let mut found = self.networks.iter();
-            match found.find(|(_, network)| network.name == *name) {
-                Some((network_id, _)) => networks.push((name.clone(), network_id.clone())),
-                None => return Err(no(404, format!("network {name} not found"))),
-            }
-        }
-        let taken: BTreeSet<(Protocol, u16)> = self
-            .containers
-            .values()
-            .flat_map(|other| &other.published)
-            .map(|published| (published.protocol, published.host))
-            .collect();
-        let mut published = BTreeSet::new();
-        for (target, protocol, host) in &container.ports {
-            let free = |port: &u16| {
-                !taken.contains(&(*protocol, *port)) && !self.foreign_ports.contains(port)
-            };
-            let host = match host {
-                Some(host) => Some(*host).filter(free),
-                None => (FIRST_FREE_PORT..=u16::MAX).find(free),
-            };
-            let Some(host) = host else {
-                let text = "driver failed programming external connectivity";
-                return Err(no(500, format!("{text}: port is already allocated")));
-            };
-            published.insert(Published {
-                target: *target,
-                protocol: *protocol,
-                host,
-            });
-        }
-        if container.behaviour.broken_entrypoint {
-            return Err(NoStart {
-                status: 400,
-                message: "OCI runtime create failed: no such file or directory".to_owned(),
-                code: 127,
-            });
-        }
-        Ok((published, networks))
     }
 
     /// The engine comes back: what still runs is killed, then policies decide (measured: M9).
