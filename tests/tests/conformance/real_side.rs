@@ -6,6 +6,7 @@ use std::net::TcpListener;
 
 use anyhow::Context as _;
 use holdfast_agent::engine::docker::DockerEngine;
+use holdfast_agent::policy::Policy;
 use holdfast_proto::image::{
     ConfigDigest, Expected, IndexDigest, ManifestDigest, Pin, Platform, Resolution,
     ResolutionStatus,
@@ -133,7 +134,7 @@ struct RealSide<'a> {
 /// Plays the script on a real engine of its own.
 pub(crate) async fn play(engine: &Engine, cast: &Cast, script: &str) -> anyhow::Result<Vec<Row>> {
     let runtime_dir = tempfile::tempdir()?;
-    let docker = DockerEngine::new(engine.socket(), runtime_dir.path());
+    let docker = DockerEngine::new(engine.socket(), runtime_dir.path(), Policy::unrestricted());
     let outside = RealSide {
         engine,
         cast,

@@ -9,7 +9,9 @@ use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remo
 use holdfast_agent::engine::{Engine as _, EngineContainer, labels};
 use holdfast_agent::journal::Journal;
 use holdfast_agent::notify::Notifier;
+use holdfast_agent::policy::Policy;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
+use holdfast_agent::secrets;
 use holdfast_agent::shared::{Accepted, Shared};
 use holdfast_plan::{GateRules, Published};
 use holdfast_proto::current::UpdateStatus;
@@ -303,6 +305,11 @@ impl Device {
             etag: None,
         }));
         let notifier = Notifier::silent();
+        let policy = Policy::unrestricted();
+        let files = secrets::Place {
+            runtime_dir: self.folder.borrow().path().join("run"),
+            on_disk: true,
+        };
         let reconciler = Reconciler::new(Parts {
             engine: &self.engine,
             clock: &self.clock,
@@ -311,6 +318,8 @@ impl Device {
             shared: &shared,
             notifier: &notifier,
             device: self.id,
+            policy: &policy,
+            files: &files,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,
