@@ -88,7 +88,7 @@ type Fault = fn(&FakeEngine<VirtualClock>);
 async fn swap_with(fault: Option<(usize, Moment, Fault)>, to: &Release) -> (Device, usize) {
     let one = Release::healthy("one");
     let device = serving(1, &one, to).await;
-    let before = device.engine.calls().len();
+    let before = device.engine.count();
     if let Some((number, moment, fault)) = fault {
         device
             .engine
@@ -103,7 +103,7 @@ async fn swap_with(fault: Option<(usize, Moment, Fault)>, to: &Release) -> (Devi
     let what = format!("fault at {fault:?}");
     assert_eq!(end, End::AtRest, "{what}\n{}", device.story());
     assert_good(&device, &what);
-    let calls = device.engine.calls().len() - before;
+    let calls = device.engine.count() - before;
     (device, calls)
 }
 

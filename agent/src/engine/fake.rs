@@ -57,6 +57,7 @@ pub struct FakeEngine<C> {
     clock: C,
     world: RefCell<World>,
     calls: RefCell<Vec<Call>>,
+    changing: Cell<usize>,
     disturbances: RefCell<BTreeMap<(usize, Moment), Disturbance<C>>>,
     observer: RefCell<Option<Observer>>,
     /// Told when the agent died at a call.
@@ -74,6 +75,7 @@ impl<C: Clock> FakeEngine<C> {
             clock,
             world: RefCell::new(World::new(seed)),
             calls: RefCell::default(),
+            changing: Cell::new(0),
             disturbances: RefCell::default(),
             observer: RefCell::new(None),
             died: Notify::new(),
@@ -87,6 +89,16 @@ impl<C: Clock> FakeEngine<C> {
     /// The calls so far.
     pub fn calls(&self) -> Vec<Call> {
         self.calls.borrow().clone()
+    }
+
+    /// How many calls were made so far.
+    pub fn count(&self) -> usize {
+        self.calls.borrow().len()
+    }
+
+    /// How many of them change something.
+    pub fn changes(&self) -> usize {
+        self.changing.get()
     }
 
     /// Lets something happen at the `number`-th call from the first.
@@ -146,8 +158,10 @@ impl<C: Clock> FakeEngine<C> {
             operation,
             subject: subject.to_owned(),
         };
-        let number = self.calls.borrow().len() + 1;
+        let number = self.count() + 1;
         self.calls.borrow_mut().push(call.clone());
+        let changes = usize::from(calls::changes(operation));
+        self.changing.set(self.changing.get() + changes);
         self.clock.sleep_ms(CALL_MS).await;
         self.disturbed(operation, (number, Moment::Before)).await?;
         self.answers(operation).await?;

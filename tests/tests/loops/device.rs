@@ -28,8 +28,8 @@ use tempfile::TempDir;
 use crate::clock::{BEGINS_MS, VirtualClock};
 use crate::invariants;
 
-/// Without a change for so long the loop is at rest: it has looked twice meanwhile.
-const AT_REST_MS: u64 = 65_000;
+/// Without a change for so long the loop is at rest: it has looked at everything once more meanwhile.
+const AT_REST_MS: u64 = 35_000;
 /// Everything converges in less, pulls that are given up five times included.
 const LIVES_MS: u64 = 3_600_000;
 /// How often a harness looks whether the loop is at rest.
@@ -356,7 +356,7 @@ impl Device {
 
     async fn rest(&self, shared: &Shared) -> End {
         let begun_ms = self.clock.monotonic_ms();
-        let (mut changes, mut since_ms) = (self.changes(), begun_ms);
+        let (mut changes, mut since_ms) = (self.engine.changes(), begun_ms);
         loop {
             self.clock.sleep_ms(LOOK_MS).await;
             let now_ms = self.clock.monotonic_ms();
@@ -367,7 +367,7 @@ impl Device {
             let waits = match view.status {
                 UpdateStatus::Converged => false,
                 UpdateStatus::Holding => {
-                    let lasts = ["rejected", "waiting"];
+                    let lasts = ["rejected", "waiting", "network_away"];
                     view.holds
                         .iter()
                         .any(|hold| !lasts.contains(&hold.code.as_str()))
@@ -376,18 +376,12 @@ impl Device {
                 | UpdateStatus::EngineUnreachable
                 | UpdateStatus::NoTarget => true,
             };
-            if self.changes() != changes || waits {
-                (changes, since_ms) = (self.changes(), now_ms);
+            if self.engine.changes() != changes || waits {
+                (changes, since_ms) = (self.engine.changes(), now_ms);
             } else if now_ms - since_ms > AT_REST_MS {
                 return End::AtRest;
             }
         }
-    }
-
-    /// How many calls so far change something.
-    pub(crate) fn changes(&self) -> usize {
-        let calls = self.engine.calls();
-        calls.iter().filter(|call| changes(call.operation)).count()
     }
 
     /// What is left of this device's containers, in an order of its own.
@@ -427,7 +421,7 @@ impl Device {
         let changing = changing.filter(|(_, call)| changes(call.operation));
         let mut lines: Vec<String> = changing
             .map(|(number, call)| {
-                let subject = call.subject.trim_start_matches('0');
+                let subject = short(&call.subject);
                 format!("{:5} {:?} {subject}", number + 1, call.operation)
             })
             .collect();
@@ -447,6 +441,16 @@ impl Device {
     }
 }
 
+/// What tells the fake's ids apart.
+pub(crate) fn short(id: &str) -> &str {
+    let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id {
+        id[..12].trim_start_matches('0')
+    } else {
+        id
+    }
+}
+
 /// A folder in memory where there is such a place: the tests ask for thousands of commits.
 fn in_memory() -> TempDir {
     let shm = std::path::Path::new("/dev/shm");
@@ -461,12 +465,12 @@ fn in_memory() -> TempDir {
 fn describe(found: &EngineContainer) -> String {
     format!(
         "{} {} {:?} {} health {:?} shares {:?} networks {:?} error {:?}",
-        found.id.trim_start_matches('0'),
+        short(&found.id),
         found.name,
         found.state,
         found.restart,
         found.health,
-        found.shares.as_ref().map(|id| id.trim_start_matches('0')),
+        found.shares.as_deref().map(short),
         found.networks.keys(),
         found.start_error,
     )

@@ -10,6 +10,8 @@ use holdfast_plan::ContainerState;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::spec::RestartPolicy;
 
+use crate::device::short;
+
 /// The label that a test puts on services that hand over: two of them may run.
 pub(crate) const HANDS_OVER: &str = "test.hands-over";
 /// The label of services whose strategy gives the way back up, on purpose.
@@ -55,7 +57,7 @@ pub(crate) fn checks(
         }
         let mut violations = violations.borrow_mut();
         violations.extend(found.into_iter().map(|text| {
-            let subject = call.subject.trim_start_matches('0');
+            let subject = short(&call.subject);
             format!(
                 "{text}, at change {}: {:?} {subject}",
                 number.get(),
@@ -168,7 +170,7 @@ fn the_way_back_is_kept(
                 .iter()
                 .any(|other| other.id != gone.id && spec(other) == spec(gone));
             if was_good && !excused && !another {
-                let short = gone.id.trim_start_matches('0');
+                let short = short(&gone.id);
                 found.push(format!(
                     "I4: {short} was the last good container of {service}"
                 ));

@@ -221,7 +221,7 @@ pub(crate) async fn live_through(seed: u64) -> Result<(), String> {
             services.iter().map(named).collect::<Vec<_>>()
         ));
         device.set(services);
-        let from = device.engine.calls().len();
+        let from = device.engine.count();
         for _ in 0..dice.below(4) {
             story.push(disturb(&device, from, &dice, is_last));
         }
