@@ -4,6 +4,8 @@
 
 pub mod convert;
 pub mod docker;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod guard;
 pub mod labels;
 pub mod sandbox;
