@@ -233,7 +233,9 @@ async fn a22_an_edited_container_is_repaired_where_it_was_edited() -> anyhow::Re
         let now = serving.device.running("web").await;
         let host = now.map_err(|error| error.to_string())?["HostConfig"].clone();
         // The engine takes 0 for "as it is", so no limit is a number above all memory there is.
-        let unlimited = host["Memory"].as_u64().is_some_and(|limit| limit == 0 || limit > 1 << 50);
+        let unlimited = host["Memory"]
+            .as_u64()
+            .is_some_and(|limit| limit == 0 || limit > 1 << 50);
         if host["RestartPolicy"]["Name"] == "always" && unlimited {
             Ok(())
         } else {
@@ -290,10 +292,10 @@ async fn a23_a_removal_that_is_stuck_blocks_nothing() -> anyhow::Result<()> {
     let serving = Serving::start().await?;
     let two = serving.good("two").await?;
     let busy = "removal of container is already in progress";
-    let stuck = serving.device.tap.arm(
-        Rule::on("DELETE /containers/*")
-            .then(Action::Refuse(StatusCode::CONFLICT, busy)),
-    );
+    let stuck = serving
+        .device
+        .tap
+        .arm(Rule::on("DELETE /containers/*").then(Action::Refuse(StatusCode::CONFLICT, busy)));
     let generation = serving.set(&two).await?;
     stuck.wait(CONVERGES_WITHIN).await?;
     serving.serves("two").await;
