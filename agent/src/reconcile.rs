@@ -26,7 +26,7 @@ use crate::lock::LockError;
 use crate::notify::Notifier;
 use crate::observe::{FirstSeen, Subject, observe};
 use crate::retry::Backoff;
-use crate::shared::{Accepted, Shared};
+use crate::shared::{Accepted, JOURNAL_UNWRITABLE, Shared};
 
 use failures::Failures;
 use pulls::Pulls;
@@ -41,9 +41,6 @@ const AWAY_MIN_MS: u64 = 500;
 const AWAY_MAX_MS: u64 = 5_000;
 /// The same step so often in a row, each time with success, changes nothing: it is slowed down.
 const MAX_REPEATS: u32 = 5;
-
-/// Notice: intents cannot be written, so nothing is changed.
-const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
 
 /// How the loop behaves.
 #[derive(Clone, Copy, Debug)]
