@@ -52,8 +52,8 @@ release: ## Build the programs as they are shipped, into target/dist
 	@cp "$(TARGET)/release/holdfast-agent" "$(TARGET)/server/holdfast-api" "$(TARGET)/dist/"
 	@ls -l "$(TARGET)/dist"
 
-bench: setup release ## Measure swaps, roll backs, memory and size; writes docs/figures.md
-	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin figures
+bench: setup release ## Measure what docs/figures.md says; PARTS=… measures some of it
+	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin bench -- $(PARTS)
 
 crash-matrix: setup release ## Let agent, engine or all die at every point (CRASH_MATRIX="--sample 100"); writes docs/crash-matrix.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin crash-matrix -- $(CRASH_MATRIX)

@@ -36,7 +36,7 @@ use crate::probe::Prober;
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
-use crate::shared::{Accepted, Shared};
+use crate::shared::{Accepted, JOURNAL_UNWRITABLE, Shared};
 
 use failures::Failures;
 use pulls::Pulls;
@@ -52,8 +52,6 @@ const AWAY_MAX_MS: u64 = 5_000;
 /// The same step so often in a row, each time with success, changes nothing: it is slowed down.
 const MAX_REPEATS: u32 = 5;
 
-/// Notice: intents cannot be written, so nothing is changed.
-pub(crate) const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
 /// Notice: the reserve was given up and could not be made again yet.
 const RESERVE_USED: &str = "reserve_used";
 

@@ -25,11 +25,11 @@ use crate::notify::Notifier;
 use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::policy::Policy;
-use crate::reconcile::{JOURNAL_UNWRITABLE, Parts, Reconciler, Rules};
+use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
-use crate::shared::Shared;
+use crate::shared::{JOURNAL_UNWRITABLE, Shared};
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
 pub const MAX_ATTEMPTS: u32 = 3;

@@ -16,6 +16,9 @@ use tokio::sync::Notify;
 
 use crate::status::PlannedStep;
 
+/// Notice: the journal cannot be written, so nothing is changed and no new target is used.
+pub const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+
 /// A target that was accepted and is on the disk.
 #[derive(Debug, PartialEq)]
 pub struct Accepted {

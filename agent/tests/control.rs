@@ -131,7 +131,7 @@ async fn a_target_is_on_the_disk_before_it_is_announced_and_its_tag_is_sent_next
 }
 
 #[tokio::test]
-async fn a_target_that_cannot_be_used_changes_nothing_and_is_reported_until_it_changes() {
+async fn a52_a_target_that_cannot_be_used_changes_nothing_and_is_reported_until_it_changes() {
     let server = Server::start([
         Reply::ok(&target(5)).with("etag", "\"five\""),
         Reply::ok(&target(4)).with("etag", "\"four\""),
@@ -160,7 +160,7 @@ async fn a_target_that_cannot_be_used_changes_nothing_and_is_reported_until_it_c
 }
 
 #[tokio::test]
-async fn no_redirect_is_followed_and_the_token_stays_home() {
+async fn a53_no_redirect_is_followed_and_the_token_stays_home() {
     let elsewhere = Server::start([Reply::ok(&target(1))]).await;
     let server = Server::start([Reply::status(302).with("location", &elsewhere.url())]).await;
     let bench = Bench::new(&server);
@@ -171,7 +171,7 @@ async fn no_redirect_is_followed_and_the_token_stays_home() {
 }
 
 #[tokio::test]
-async fn an_oversized_answer_is_given_up_early() {
+async fn a39_an_oversized_answer_is_given_up_early() {
     let server = Server::start([Reply::ok(&"x".repeat(MAX_TARGET_BYTES + 1))]).await;
     let bench = Bench::new(&server);
     assert!(matches!(
@@ -209,7 +209,7 @@ async fn refusals_say_when_to_ask_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_asked_later_and_keeps_the_target() {
+async fn a50_a_server_that_is_away_is_asked_later_and_keeps_the_target() {
     let server = Server::start([Reply::ok(&target(1)).with("etag", "\"one\"")]).await;
     let bench = Bench::new(&server);
     let mut asked = Asked::default();

@@ -161,7 +161,7 @@ async fn comes_back_after(make: impl FnOnce(&str) -> Image, reason: &str) -> any
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_entrypoint_brings_the_old_container_back() -> anyhow::Result<()> {
+async fn a30_a_broken_entrypoint_brings_the_old_container_back() -> anyhow::Result<()> {
     comes_back_after(
         |name| Image::broken_entrypoint(name),
         "could not be started",
@@ -170,7 +170,7 @@ async fn a_broken_entrypoint_brings_the_old_container_back() -> anyhow::Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_never_healthy_image_brings_the_old_container_back() -> anyhow::Result<()> {
+async fn a32_a_never_healthy_image_brings_the_old_container_back() -> anyhow::Result<()> {
     comes_back_after(
         |name| Image::never_healthy(name, "sick"),
         "health check failed",
@@ -179,12 +179,12 @@ async fn a_never_healthy_image_brings_the_old_container_back() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_looping_image_brings_the_old_container_back() -> anyhow::Result<()> {
+async fn a31_a_crash_looping_image_brings_the_old_container_back() -> anyhow::Result<()> {
     comes_back_after(|name| Image::crash_loop(name, 0), "ended with code 3").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_containers_are_never_touched() -> anyhow::Result<()> {
+async fn a20_foreign_containers_are_never_touched() -> anyhow::Result<()> {
     let (site, device, port, repository) = serving().await?;
     let pushed = Image::idle(format!("{repository}-foreign"), "1")
         .push(&site.registry, "1")
@@ -213,7 +213,7 @@ async fn foreign_containers_are_never_touched() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_or_removed_container_is_restored() -> anyhow::Result<()> {
+async fn a19_a_killed_or_removed_container_is_restored() -> anyhow::Result<()> {
     let (_site, device, port, _) = serving().await?;
     let first = device.running("web").await?;
     let id = first["Id"].as_str().unwrap_or_default();
@@ -235,7 +235,7 @@ async fn a_killed_or_removed_container_is_restored() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_api_and_registry_a_restarted_agent_keeps_and_restores() -> anyhow::Result<()> {
+async fn a47_without_api_and_registry_a_restarted_agent_keeps_and_restores() -> anyhow::Result<()> {
     let (mut site, mut device, port, _) = serving().await?;
     let before = device.running("web").await?;
     device.agent.stop();
@@ -263,7 +263,7 @@ async fn without_api_and_registry_a_restarted_agent_keeps_and_restores() -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_agent_for_the_same_device_refuses_to_run() -> anyhow::Result<()> {
+async fn a59_a_second_agent_for_the_same_device_refuses_to_run() -> anyhow::Result<()> {
     let (_site, device, _, _) = serving().await?;
     let refused = device.agent.command(&["run"]).await;
     let message = refused
@@ -291,7 +291,7 @@ async fn a_converged_device_leaves_the_engine_alone() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_that_stalls_is_given_up_and_tried_again() -> anyhow::Result<()> {
+async fn a46_a_pull_that_stalls_is_given_up_and_tried_again() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let repository = format!("stall-{}", place::unique());
     let one = Image::healthy_web(&repository, "one")
@@ -361,27 +361,27 @@ async fn ends_as_without_the_crash(at: Rule) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_during_a_pull_it_ends_as_without_the_crash() -> anyhow::Result<()> {
+async fn a01_killed_during_a_pull_it_ends_as_without_the_crash() -> anyhow::Result<()> {
     ends_as_without_the_crash(Rule::on("POST /images/create").when(When::AfterResponse)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_create_it_ends_as_without_the_crash() -> anyhow::Result<()> {
+async fn a01_killed_after_create_it_ends_as_without_the_crash() -> anyhow::Result<()> {
     ends_as_without_the_crash(Rule::on("POST /containers/create").when(When::AfterResponse)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_stop_it_ends_as_without_the_crash() -> anyhow::Result<()> {
+async fn a01_killed_after_stop_it_ends_as_without_the_crash() -> anyhow::Result<()> {
     ends_as_without_the_crash(Rule::on("POST /containers/*/stop").when(When::AfterResponse)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_after_start_it_ends_as_without_the_crash() -> anyhow::Result<()> {
+async fn a01_killed_after_start_it_ends_as_without_the_crash() -> anyhow::Result<()> {
     ends_as_without_the_crash(Rule::on("POST /containers/*/start").when(When::AfterResponse)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_before_the_commit_it_ends_as_without_the_crash() -> anyhow::Result<()> {
+async fn a01_killed_before_the_commit_it_ends_as_without_the_crash() -> anyhow::Result<()> {
     // The swap sets three policies: the old container's before its stop, then the candidate's for its
     // trial if it is not `no` yet, and last the wanted one: the commit begins there.
     let commit = Rule::on("POST /containers/*/update").when(When::BeforeRequest);

@@ -196,3 +196,50 @@ fn no_tracked_file_names_a_folder_of_one_machine() {
         assert_none("files that name this checkout's folder", &found);
     }
 }
+
+/// Rows of the fault list for the agent: A01 to A60.
+const FAULTS: std::ops::RangeInclusive<u8> = 1..=60;
+
+#[test]
+fn every_fault_has_a_test_or_a_reason() {
+    let page = fs::read_to_string(root().join("docs/faults.md")).expect("the page of faults");
+    let sources = sources();
+    let mut wrong = Vec::new();
+    for number in FAULTS {
+        let id = format!("| A{number:02} |");
+        let Some(row) = page.lines().find(|line| line.starts_with(&id)) else {
+            wrong.push(format!("A{number:02} has no row"));
+            continue;
+        };
+        let last = row
+            .trim_end_matches(" |")
+            .rsplit(" | ")
+            .next()
+            .unwrap_or_default();
+        let test = format!("fn a{number:02}_");
+        let tested = sources.iter().filter(|(_, text)| text.contains(&test));
+        let mut tested: Vec<&str> = tested.map(|(path, _)| path.as_str()).collect();
+        let mut named: Vec<&str> = last
+            .split('`')
+            .filter(|part| {
+                Path::new(part)
+                    .extension()
+                    .is_some_and(|extension| extension == "rs")
+            })
+            .collect();
+        tested.sort_unstable();
+        named.sort_unstable();
+        if named != tested {
+            wrong.push(format!(
+                "A{number:02}: the page names {named:?}, tests are in {tested:?}"
+            ));
+        }
+        let reason = last
+            .strip_prefix("not here: ")
+            .is_some_and(|why| !why.is_empty());
+        if tested.is_empty() && !reason {
+            wrong.push(format!("A{number:02} has neither test nor reason"));
+        }
+    }
+    assert_none("docs/faults.md", &wrong);
+}

@@ -14,7 +14,7 @@ use crate::enrolment::Enrolment;
 use crate::fault::{chain, foreign};
 use crate::journal::{Journal, JournalError, StoredTarget};
 use crate::retry::{Backoff, jittered_ms};
-use crate::shared::{Accepted, Shared};
+use crate::shared::{Accepted, JOURNAL_UNWRITABLE, Shared};
 
 /// Failures are retried from about a second up to five minutes apart.
 const RETRY_MIN_MS: u64 = 1_000;
@@ -243,7 +243,12 @@ impl<C: Clock, R: Randomness> Poller<'_, C, R> {
         if accepted.as_deref() == Some(&fresh) {
             return Ok(Polled::Same);
         }
-        self.keep(body, &fresh).map_err(PollError::Journal)?;
+        self.keep(body, &fresh).map_err(|error| {
+            let detail = format!("the new target is not used: {}", chain(&error));
+            self.shared.notice(JOURNAL_UNWRITABLE, &detail);
+            PollError::Journal(error)
+        })?;
+        self.shared.clear_notice(JOURNAL_UNWRITABLE);
         tracing::info!(
             generation = fresh.target.generation,
             services = fresh.target.services().count(),

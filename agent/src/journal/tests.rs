@@ -128,7 +128,7 @@ fn report_numbers_only_grow_even_after_a_crash() {
 }
 
 #[test]
-fn a_damaged_file_is_moved_aside_and_a_fresh_one_made() {
+fn a27_a_damaged_file_is_moved_aside_and_a_fresh_one_made() {
     for damage in [
         &b"this is no database, and it is long enough to be looked at as one by anybody"[..],
         &[0; 8192],
@@ -143,7 +143,7 @@ fn a_damaged_file_is_moved_aside_and_a_fresh_one_made() {
 }
 
 #[test]
-fn damage_inside_the_pages_is_found_on_opening() {
+fn a27_damage_inside_the_pages_is_found_on_opening() {
     let folder = folder();
     let journal = open(&folder);
     for number in 0..200 {
@@ -390,7 +390,7 @@ fn reading_writes_nothing() {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_left_alone() {
+fn a29_a_newer_format_is_refused_and_left_alone() {
     let folder = folder();
     open(&folder)
         .db

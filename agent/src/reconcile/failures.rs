@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_that_jumps_moves_no_retry() {
+    fn a54_a_wall_clock_that_jumps_moves_no_retry() {
         let mut failures = Failures::new(1);
         failures.step_failed(&key(), "start", "no", 10_000);
         let left = |wall, now_ms| {

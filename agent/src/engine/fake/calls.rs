@@ -34,6 +34,7 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         | Operation::ListNetworks
         | Operation::ListImages
         | Operation::Pull
+        | Operation::Logs
         | Operation::Watch => READ_MS,
         Operation::Create
         | Operation::SetRestart
@@ -64,6 +65,7 @@ pub fn changes(operation: Operation) -> bool {
         | Operation::ListNetworks
         | Operation::ListImages
         | Operation::Exec
+        | Operation::Logs
         | Operation::Watch => false,
         Operation::Pull
         | Operation::Create

@@ -1,0 +1,58 @@
+//! `make bench`: measures what we claim, on the release binaries, beside what others do.
+//!
+//! `bench [PART…]` measures the parts named, or all; each writes its section of `docs/figures.md`. A
+//! sample of every part runs in `make test`, without judging times.
+#![allow(clippy::print_stdout, reason = "it reports its progress")]
+
+mod client;
+mod device;
+mod downtime;
+mod handover;
+mod page;
+mod rollback;
+#[cfg(test)]
+mod sample;
+mod spread;
+mod steady;
+
+use anyhow::bail;
+
+/// Swaps of each kind: enough for a 95th percentile that is not the worst one.
+const SWAPS: usize = 20;
+const UPDATES: usize = 50;
+const OFFLINE_ROLLBACKS: usize = 50;
+const FULL_DISK_ROLLBACKS: usize = 20;
+const RECONCILES: usize = 1_000;
+
+const PARTS: [(&str, &str); 5] = [
+    ("device", "One device"),
+    ("downtime", "Downtime that a client sees"),
+    ("handover", "Hand-over"),
+    ("rollback", "Rollback"),
+    ("steady", "A device at rest"),
+];
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let known = |name: &String| PARTS.iter().any(|(part, _)| part == name);
+    if let Some(stranger) = asked.iter().find(|name| !known(name)) {
+        bail!("no part is called {stranger}; there are {PARTS:?}");
+    }
+    for (part, title) in PARTS {
+        if !asked.is_empty() && !asked.iter().any(|name| name == part) {
+            continue;
+        }
+        println!("{title} …");
+        let text = match part {
+            "device" => device::measure().await?,
+            "downtime" => downtime::measure(SWAPS).await?,
+            "handover" => handover::measure(UPDATES).await?,
+            "rollback" => rollback::measure(OFFLINE_ROLLBACKS, FULL_DISK_ROLLBACKS).await?,
+            _ => steady::measure(RECONCILES).await?,
+        };
+        page::put(title, part, &text)?;
+        println!("{text}");
+    }
+    Ok(())
+}
