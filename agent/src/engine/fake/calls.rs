@@ -33,6 +33,7 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         | Operation::InspectImage
         | Operation::ListNetworks
         | Operation::ListImages
+        | Operation::Logs
         | Operation::Pull
         | Operation::Watch => READ_MS,
         Operation::Create
@@ -64,6 +65,7 @@ pub fn changes(operation: Operation) -> bool {
         | Operation::ListNetworks
         | Operation::ListImages
         | Operation::Exec
+        | Operation::Logs
         | Operation::Watch => false,
         Operation::Pull
         | Operation::Create
