@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use holdfast_agent::clock::{Clock as _, Randomness};
+use holdfast_agent::config::UpdateSettings;
 use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remote, changes};
 use holdfast_agent::engine::{Engine as _, EngineContainer, labels};
 use holdfast_agent::journal::Journal;
 use holdfast_agent::notify::Notifier;
+use holdfast_agent::orders::Orders;
+use holdfast_agent::permission::Permission;
 use holdfast_agent::policy::Policy;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
 use holdfast_agent::secrets;
@@ -306,8 +309,14 @@ impl Device {
         }));
         let notifier = Notifier::silent();
         let policy = Policy::unrestricted();
+        let state = self.folder.borrow().path().to_owned();
+        let updates = UpdateSettings {
+            windows: Vec::new(),
+            lock_dir: state.join("locks"),
+        };
+        let permission = Permission::new(&updates, Orders::load(&state));
         let files = secrets::Place {
-            runtime_dir: self.folder.borrow().path().join("run"),
+            runtime_dir: state.join("run"),
             on_disk: true,
         };
         let reconciler = Reconciler::new(Parts {
@@ -318,6 +327,7 @@ impl Device {
             shared: &shared,
             notifier: &notifier,
             device: self.id,
+            permission: &permission,
             policy: &policy,
             files: &files,
             rules: Rules {

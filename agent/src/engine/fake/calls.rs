@@ -33,6 +33,7 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         | Operation::InspectImage
         | Operation::ListNetworks
         | Operation::ListImages
+        | Operation::Logs
         | Operation::Pull
         | Operation::Logs
         | Operation::Watch => READ_MS,
