@@ -17,7 +17,6 @@ use holdfast_plan::{
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::target::TargetState;
-use holdfast_proto::window::UpdateWindow;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Randomness};
@@ -282,7 +281,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             now,
         });
         self.failures.keep_only_of(&plan);
-        if plan.is_converged() {
+        if plan.is_converged() && !self.parts.shared.is_asking() {
             self.parts.permission.orders().end_force();
         }
         self.publish(view::of(&view::Sight {
@@ -355,21 +354,11 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
 
     /// Services that no update may begin of now; also of those that left the target.
     fn closed(&self, target: &TargetState) -> BTreeMap<ServiceKey, Closed> {
-        let mut services: BTreeMap<ServiceKey, &[UpdateWindow]> = BTreeMap::new();
-        for key in self.histories.keys() {
-            services.insert(key.clone(), &[]);
-        }
-        for (key, service) in target.services() {
-            let options = service.config.holdfast.as_ref();
-            services.insert(
-                key,
-                options.map_or(&[], |options| options.windows.as_slice()),
-            );
-        }
         let Parts {
             clock, permission, ..
         } = self.parts;
-        permission.closed(&services, clock.now(), clock.monotonic_ms())
+        let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+        permission.closed(target, &self.histories, now, now_ms)
     }
 
     /// With a new or rebuilt journal: what carries this device's labels is taken up as its own, once.

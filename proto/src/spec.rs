@@ -27,6 +27,7 @@ pub use probe::{HttpProbe, Probe, ProbeAction, TcpProbe};
 pub use values::{ByteSize, CommandLine, Cpus, Period};
 
 use crate::id::ServiceName;
+use crate::window::UpdateWindow;
 
 /// Prefix of the labels that Holdfast itself puts on containers; services cannot set these.
 pub const LABEL_PREFIX: &str = "io.holdfast.";
@@ -217,6 +218,12 @@ impl ServiceSpec {
         options
             .and_then(|options| options.strategy)
             .unwrap_or_default()
+    }
+
+    /// When updates may begin, beside the device's own windows.
+    pub fn windows(&self) -> &[UpdateWindow] {
+        let options = self.holdfast.as_ref();
+        options.map_or(&[], |options| options.windows.as_slice())
     }
 
     /// Services with a higher number are updated first.

@@ -76,6 +76,8 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
     };
     let look = observe(&engine, &subject, &mut Memory::default(), 0).await?;
     let observed = look.observed;
+    let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+    let closed = permission.closed(&accepted.target, &history.services, now, now_ms);
     let plan = if accepted.target.generation == 0 {
         // Without a target nothing is ever done, whatever runs.
         Plan::default()
@@ -85,8 +87,8 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
             observed: &observed,
             history: &history,
             gate: &crate::run::rules(settings).gate,
-            closed: &BTreeMap::new(),
-            now: clock.now(),
+            closed: &closed,
+            now,
         })
     };
     let view = reconcile::view(&reconcile::Sight {

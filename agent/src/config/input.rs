@@ -1,7 +1,7 @@
 //! Owns the keys as people write them, and the rules that make settings of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow};
 use serde::Deserialize;
@@ -173,18 +173,18 @@ impl Faults {
 impl Input {
     pub(super) fn validate(self) -> Result<Settings, Vec<String>> {
         let mut faults = Faults::default();
+        let runtime_dir = path(
+            "runtime_dir",
+            self.runtime_dir,
+            Path::new("/run/holdfast"),
+            &mut faults,
+        );
         let settings = Settings {
             api: api(self.api, &mut faults),
             state_dir: path(
                 "state_dir",
                 self.state_dir,
-                "/var/lib/holdfast",
-                &mut faults,
-            ),
-            runtime_dir: path(
-                "runtime_dir",
-                self.runtime_dir,
-                "/run/holdfast",
+                Path::new("/var/lib/holdfast"),
                 &mut faults,
             ),
             secrets_on_disk: self.secrets_on_disk,
@@ -229,15 +229,16 @@ impl Input {
                 ),
             },
             disk: disk(&self.disk, &mut faults),
-            updates: updates(self.updates, &mut faults),
+            updates: updates(self.updates, &runtime_dir, &mut faults),
             local_api: LocalApiSettings {
                 socket: path(
                     "local_api.socket",
                     self.local_api.socket,
-                    "/run/holdfast/agent.sock",
+                    &runtime_dir.join("agent.sock"),
                     &mut faults,
                 ),
             },
+            runtime_dir,
             log: LogSettings {
                 format: faults.word(
                     "log.format",
@@ -296,7 +297,7 @@ fn disk(input: &Disk, faults: &mut Faults) -> DiskSettings {
     DiskSettings { reserve_mb }
 }
 
-fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {
+fn updates(input: Updates, runtime_dir: &Path, faults: &mut Faults) -> UpdateSettings {
     if input.windows.len() > MAX_WINDOWS {
         let detail = format!("write at most {MAX_WINDOWS} windows");
         faults.add("updates.windows", &detail);
@@ -312,14 +313,14 @@ fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {
         lock_dir: path(
             "updates.lock_dir",
             input.lock_dir,
-            "/run/holdfast/locks",
+            &runtime_dir.join("locks"),
             faults,
         ),
     }
 }
 
-fn path(key: &str, input: Option<PathBuf>, or: &str, faults: &mut Faults) -> PathBuf {
-    let path = input.unwrap_or_else(|| PathBuf::from(or));
+fn path(key: &str, input: Option<PathBuf>, or: &Path, faults: &mut Faults) -> PathBuf {
+    let path = input.unwrap_or_else(|| or.to_owned());
     if !path.is_absolute() {
         faults.add(key, "write an absolute path");
     }

@@ -59,7 +59,7 @@ pub struct UpdateOptions {
     /// How the agent itself asks a container on trial whether it is well, beside its `healthcheck`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
-    /// When updates may begin; the device's own windows when empty.
+    /// When updates may begin; the device's own windows hold as well.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<UpdateWindow>,
     /// Services with a higher number are updated first; 0 unless set.
