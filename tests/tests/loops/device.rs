@@ -11,6 +11,7 @@ use holdfast_agent::journal::Journal;
 use holdfast_agent::notify::Notifier;
 use holdfast_agent::policy::Policy;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
+use holdfast_agent::reserve::Reserve;
 use holdfast_agent::secrets;
 use holdfast_agent::shared::{Accepted, Shared};
 use holdfast_plan::{GateRules, Published};
@@ -310,6 +311,7 @@ impl Device {
             runtime_dir: self.folder.borrow().path().join("run"),
             on_disk: true,
         };
+        let reserve = Reserve::of(self.folder.borrow().path(), 0);
         let reconciler = Reconciler::new(Parts {
             engine: &self.engine,
             clock: &self.clock,
@@ -320,6 +322,7 @@ impl Device {
             device: self.id,
             policy: &policy,
             files: &files,
+            reserve: &reserve,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,
