@@ -83,7 +83,7 @@ enum Ended {
 pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
-    while work(settings, policy).await? == Ended::ToOpenTheJournal {
+    while Box::pin(work(settings, policy)).await? == Ended::ToOpenTheJournal {
         tracing::info!("the journal is opened again");
     }
     Ok(())

@@ -14,6 +14,7 @@ use holdfast_agent::orders::Orders;
 use holdfast_agent::permission::Permission;
 use holdfast_agent::policy::Policy;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
+use holdfast_agent::reserve::Reserve;
 use holdfast_agent::secrets;
 use holdfast_agent::shared::{Accepted, Shared};
 use holdfast_plan::{GateRules, Published};
@@ -319,6 +320,7 @@ impl Device {
             runtime_dir: state.join("run"),
             on_disk: true,
         };
+        let reserve = Reserve::of(self.folder.borrow().path(), 0);
         let reconciler = Reconciler::new(Parts {
             engine: &self.engine,
             clock: &self.clock,
@@ -330,6 +332,7 @@ impl Device {
             permission: &permission,
             policy: &policy,
             files: &files,
+            reserve: &reserve,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,
