@@ -13,7 +13,6 @@ use holdfast_plan::{
 };
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::ServiceKey;
-use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::ServiceTarget;
 use holdfast_proto::time::Timestamp;
 use serde::Deserialize;

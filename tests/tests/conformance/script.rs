@@ -424,6 +424,8 @@ fn said(outcome: Result<String, EngineError>) -> String {
         Err(EngineError::PullStalled { .. }) => "the pull stalled".to_owned(),
         Err(EngineError::ForeignName { .. }) => "a stranger's name".to_owned(),
         Err(EngineError::Unsupported(_)) => "unsupported".to_owned(),
+        Err(EngineError::Forbidden(_)) => "forbidden".to_owned(),
+        Err(EngineError::Files(_)) => "no files".to_owned(),
         Err(EngineError::Nonsense { .. }) => "nonsense".to_owned(),
     }
 }

@@ -35,7 +35,6 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         | Operation::ListImages
         | Operation::Logs
         | Operation::Pull
-        | Operation::Logs
         | Operation::Watch => READ_MS,
         Operation::Create
         | Operation::SetRestart
