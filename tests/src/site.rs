@@ -293,15 +293,15 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.agent.kill9();
-        remove_containers(
+        remove_all(
             self.docker.socket(),
             &format!("io.holdfast.device={}", self.uuid),
         );
     }
 }
 
-/// Removes every container with a label; what fails is left to the engine's end.
-fn remove_containers(socket: &Path, label: &str) {
+/// Removes every container and network with a label; what fails is left to the engine's end.
+fn remove_all(socket: &Path, label: &str) {
     let docker = |words: &[&str]| {
         let mut command = Command::new("docker");
         command
@@ -311,15 +311,20 @@ fn remove_containers(socket: &Path, label: &str) {
         command.stderr(Stdio::null()).output()
     };
     let filter = format!("label={label}");
-    let Ok(found) = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]) else {
-        return;
+    let remove = |list: &[&str], remove: &[&str]| {
+        let list = [list, &["--quiet", "--no-trunc", "--filter", &filter]].concat();
+        let Ok(found) = docker(&list) else {
+            return;
+        };
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        let found: Vec<&str> = found.split_whitespace().collect();
+        if !found.is_empty() {
+            let _ = docker(&[remove, &found].concat());
+        }
     };
-    let found = String::from_utf8_lossy(&found.stdout).into_owned();
-    let mut words = vec!["rm", "--force", "--volumes"];
-    words.extend(found.split_whitespace());
-    if words.len() > 3 {
-        let _ = docker(&words);
-    }
+    remove(&["ps", "--all"], &["rm", "--force", "--volumes"]);
+    // An engine has about thirty addresses for networks, and all tests share them.
+    remove(&["network", "ls"], &["network", "rm"]);
 }
 
 /// The page a web service shows on a published port, or why there is none.

@@ -204,7 +204,11 @@ impl<'a> View<'a> {
         if ready && something_is_up {
             return;
         }
-        if let Some(serving) = self.containers.iter().find(|found| self.is_well(found, good)) {
+        if let Some(serving) = self
+            .containers
+            .iter()
+            .find(|found| self.is_well(found, good))
+        {
             // It may be connected otherwise than a new one would be: its successor will be.
             if serving.restart != serving.wanted_restart {
                 plan.steps.push(Step::Arm {
