@@ -9,10 +9,10 @@ NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 TEST := $(if $(NEXTEST),$(CARGO) nextest run --workspace,$(CARGO) test --workspace --no-fail-fast)
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test lint fmt bench release man openapi setup
+.PHONY: help demo test lint fmt bench crash-matrix release man openapi setup
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what demo and test need (Debian packages, by name)
 	@tests/setup.sh
@@ -54,3 +54,6 @@ release: ## Build the programs as they are shipped, into target/dist
 
 bench: setup release ## Measure swaps, roll backs, memory and size; writes docs/figures.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin figures
+
+crash-matrix: setup release ## Let agent, engine or all die at every point (CRASH_MATRIX="--sample 100"); writes docs/crash-matrix.md
+	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin crash-matrix -- $(CRASH_MATRIX)

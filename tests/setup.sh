@@ -6,6 +6,7 @@ set -euo pipefail
 declare -A packages=(
   [dockerd]="docker.io" [iptables]="iptables" [ip]="iproute2" [docker-registry]="docker-registry"
   [cc]="gcc libc6-dev" [curl]="curl ca-certificates" [git]="git"
+  [strace]="strace" [sqlite3]="sqlite3"
 )
 missing=()
 PATH="$PATH:/usr/sbin:/sbin"

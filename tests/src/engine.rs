@@ -146,17 +146,18 @@ impl Engine {
 
     /// Kills dockerd, containerd, shims and containers at once and forgets what lived in memory, as a
     /// power cut would. What was not on the disk yet stays there all the same: this kernel has no way
-    /// to lose it. Only for a private engine.
+    /// to lose it. Only for a private engine, also for one whose dockerd is dead already.
     pub async fn power_cut(&self) -> anyhow::Result<()> {
-        let pid = self.daemon()?.pid()?;
-        let folder = &self.daemon()?.folder;
-        apt::run(
-            Command::new("sh")
-                .arg(script(folder)?)
-                .arg("cut")
-                .arg(folder),
-        )?;
-        self.gone(pid).await
+        let folder = self.daemon()?.folder.clone();
+        let mut cut = Command::new("sh");
+        cut.arg(script(&folder)?).arg("cut").arg(&folder);
+        tokio::task::spawn_blocking(move || apt::run(&mut cut)).await??;
+        Ok(())
+    }
+
+    /// The process id of dockerd. Only for a private engine.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        self.daemon()?.pid()
     }
 
     /// Sends dockerd a signal. Only for a private engine.
@@ -213,7 +214,8 @@ impl Engine {
             .context("only a private engine may be ended by a test")
     }
 
-    async fn gone(&self, pid: u32) -> anyhow::Result<()> {
+    /// Waits until a dockerd that was killed is gone.
+    pub async fn gone(&self, pid: u32) -> anyhow::Result<()> {
         let path = PathBuf::from(format!("/proc/{pid}/exe"));
         let gone = async || fs::read_link(&path).is_err();
         try_wait_for("dockerd to end", Duration::from_secs(30), gone).await

@@ -9,6 +9,7 @@ pub mod api;
 pub mod apt;
 pub mod binaries;
 pub mod clock;
+pub mod crash;
 pub mod disk;
 pub mod docker;
 pub mod engine;

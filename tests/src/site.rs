@@ -301,6 +301,8 @@ impl Drop for Device {
 }
 
 /// Removes every container and network with a label; what fails is left to the engine's end.
+///
+/// Networks are few: an engine has addresses for about thirty.
 fn remove_all(socket: &Path, label: &str) {
     let docker = |words: &[&str]| {
         let mut command = Command::new("docker");
@@ -312,18 +314,17 @@ fn remove_all(socket: &Path, label: &str) {
     };
     let filter = format!("label={label}");
     let remove = |list: &[&str], remove: &[&str]| {
-        let list = [list, &["--quiet", "--no-trunc", "--filter", &filter]].concat();
-        let Ok(found) = docker(&list) else {
+        let Ok(found) = docker(&[list, &["--quiet", "--no-trunc", "--filter", &filter]].concat())
+        else {
             return;
         };
         let found = String::from_utf8_lossy(&found.stdout).into_owned();
-        let found: Vec<&str> = found.split_whitespace().collect();
-        if !found.is_empty() {
-            let _ = docker(&[remove, &found].concat());
+        let words: Vec<&str> = found.split_whitespace().collect();
+        if !words.is_empty() {
+            let _ = docker(&[remove, &words].concat());
         }
     };
     remove(&["ps", "--all"], &["rm", "--force", "--volumes"]);
-    // An engine has about thirty addresses for networks, and all tests share them.
     remove(&["network", "ls"], &["network", "rm"]);
 }
 

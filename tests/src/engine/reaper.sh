@@ -27,6 +27,16 @@ unmount() {
         while read -r mount; do umount -l "$mount"; done
 }
 
+bridges() {
+    # The engine keeps its networks in a database of its own; each has a bridge named after it.
+    grep -aohE 'bridge/[0-9a-f]{64}' "$dir/data/network/files/local-kv.db" 2> /dev/null | sort -u |
+        while read -r network; do
+            id=${network#bridge/}
+            id=${id%"${id#????????????}"}
+            ip link del "br-$id" 2> /dev/null
+        done
+}
+
 cut() {
     # Again until nobody is left: a shim may have been starting another process.
     while ids="$(engine) $(members)" && [ -n "${ids# }" ]; do
@@ -35,6 +45,7 @@ cut() {
     done
     unmount "$dir/exec/"
     unmount "$dir/data/"
+    bridges
     rm -rf "$dir/exec" "$dir/docker.sock" "$dir/docker.pid"
 }
 
@@ -58,6 +69,7 @@ sweep() {
             -exec rmdir {} + 2> /dev/null
     fi
     unmount "$dir/"
+    bridges
     [ -s "$dir/bridge" ] && ip link del "$(cat "$dir/bridge")"
     rm -rf "$dir/data" "$dir/exec" "$dir/docker.sock" "$dir/docker.pid" "$dir/bridge" "$dir/cgroup"
 }
