@@ -42,6 +42,8 @@ pub struct Settings {
     pub gate: GateSettings,
     /// Fetching images.
     pub pull: PullSettings,
+    /// Room on the disk.
+    pub disk: DiskSettings,
     /// When updates may begin.
     pub updates: UpdateSettings,
     /// What programs on this device may ask of the agent.
@@ -100,6 +102,20 @@ pub struct GateSettings {
 pub struct PullSettings {
     /// A pull without any progress for this long is given up and tried again later.
     pub no_progress_seconds: u64,
+}
+
+/// Room on the disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskSettings {
+    /// Megabytes kept back in a file, given up when a commit or a way back needs them; 0 keeps none.
+    pub reserve_mb: u64,
+}
+
+impl DiskSettings {
+    /// The same in bytes.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.reserve_mb.saturating_mul(1 << 20)
+    }
 }
 
 /// When updates may begin.

@@ -187,6 +187,23 @@ impl EngineError {
         }
     }
 
+    /// Whether the engine's disk was too full for it, which says nothing of what was asked.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Refused { message, .. } | Self::PullBroke { message } => {
+                message.contains("no space left on device")
+            }
+            Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::PullStalled { .. }
+            | Self::ForeignName { .. }
+            | Self::Unsupported(_)
+            | Self::Forbidden(_)
+            | Self::Files(_)
+            | Self::Nonsense { .. } => false,
+        }
+    }
+
     /// Whether the same request would be refused again, however often it is repeated.
     pub fn is_final(&self) -> bool {
         match self {
@@ -283,7 +300,8 @@ pub struct EngineContainer {
 /// A container's connection to a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineAttachment {
-    /// The network's id; empty while the engine has not connected it yet (a created container).
+    /// The network's id; empty while the engine has not connected it yet (a created container), and
+    /// where the engine does not tell.
     pub network_id: String,
     /// Names it has there.
     pub aliases: BTreeSet<String>,

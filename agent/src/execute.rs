@@ -48,6 +48,9 @@ impl<E: Engine> Execution<'_, E> {
                 changed(&self.history, history)
             }
             Step::Pull { .. }
+            | Step::Keep { .. }
+            | Step::Release { .. }
+            | Step::Collect { .. }
             | Step::CreateNetwork { .. }
             | Step::StartSandbox { .. }
             | Step::Connect { .. }
@@ -71,6 +74,15 @@ impl<E: Engine> Execution<'_, E> {
         match step {
             // Pulls run beside the other steps: see `pull`.
             Step::Pull { .. } => Ok(Change::None),
+            Step::Keep { image, tag, .. } => {
+                self.engine.tag(image, tag).await?;
+                Ok(Change::None)
+            }
+            Step::Release { tag, .. } => {
+                self.engine.remove_image(tag).await?;
+                Ok(Change::None)
+            }
+            Step::Collect { image, .. } => self.collect(image).await,
             Step::Create {
                 key,
                 name,
@@ -178,6 +190,17 @@ impl<E: Engine> Execution<'_, E> {
                 Ok(changed(&self.history, history))
             }
             Step::Forget { .. } => Ok(Change::Forget),
+        }
+    }
+
+    /// Removes an image that the agent pulled. One that somebody else's container uses is theirs from now
+    /// on: the engine refuses, and the agent does not ask again.
+    async fn collect(&self, image: &str) -> Result<Change, EngineError> {
+        match self.engine.remove_image(image).await {
+            Ok(()) | Err(EngineError::Refused { status: 409, .. }) => {
+                Ok(Change::Disown(image.to_owned()))
+            }
+            Err(error) => Err(error),
         }
     }
 

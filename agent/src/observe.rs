@@ -5,18 +5,19 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_plan::{
-    Container, ContainerRef, ContainerState, History, ImagePresence, Joined, Network, NetworkKey,
-    NetworkState, Observed, ProbeState, Sandbox, Stranger,
+    Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
+    NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::ConfigDigest;
 use holdfast_proto::target::TargetState;
 
 use crate::engine::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, ImageStore,
+    self, Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, ImageStore,
     labels,
 };
 
+use crate::fault::chain;
 use crate::probe::Trial;
 
 pub use memory::Memory;
@@ -39,6 +40,8 @@ pub struct Subject<'a> {
     pub probes: &'a BTreeMap<String, ProbeState>,
     /// What the device's own policy refuses.
     pub refused: &'a BTreeMap<ServiceKey, String>,
+    /// The room where the engine keeps images.
+    pub disk: Option<Disk>,
 }
 
 /// What one look showed.
@@ -57,6 +60,7 @@ pub async fn observe<E: Engine>(
     now_ms: u64,
 ) -> Result<Look, EngineError> {
     let found = engine.containers(subject.device).await?;
+    let stored = stored(engine, memory, now_ms).await?;
     let networks = networks(engine.networks(subject.device).await?);
     memory.note(&found, subject.probes, now_ms);
     let mut images = BTreeMap::new();
@@ -73,6 +77,8 @@ pub async fn observe<E: Engine>(
         strangers: Vec::new(),
         refused: subject.refused.clone(),
         images,
+        stored,
+        disk: subject.disk,
     };
     let started: BTreeMap<String, (bool, String)> = found
         .iter()
@@ -238,6 +244,36 @@ fn networks(found: Vec<EngineNetwork>) -> Vec<Network> {
     found.into_iter().filter_map(own).collect()
 }
 
+/// The engine's images, looked at again after a while or when the agent changed them.
+///
+/// An engine that cannot list them still runs containers: nothing is then decided about images.
+async fn stored<E: Engine>(
+    engine: &E,
+    memory: &mut Memory,
+    now_ms: u64,
+) -> Result<Option<Vec<StoredImage>>, EngineError> {
+    if let Some(known) = memory.images(now_ms) {
+        return Ok(Some(known.to_vec()));
+    }
+    match engine.images().await {
+        Ok(found) => {
+            let image = |found: engine::StoredImage| StoredImage {
+                tags: found.tags.into_iter().collect(),
+                digests: found.digests.iter().map(|name| canonical(name)).collect(),
+                size_bytes: found.size_bytes,
+            };
+            let images: Vec<StoredImage> = found.into_iter().map(image).collect();
+            memory.note_images(images.clone(), now_ms);
+            Ok(Some(images))
+        }
+        Err(error) if error.is_engine_away() => Err(error),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "the engine does not list its images");
+            Ok(None)
+        }
+    }
+}
+
 fn wanted_images(target: &TargetState, history: &History) -> BTreeSet<String> {
     let current = target
         .services()
@@ -245,7 +281,7 @@ fn wanted_images(target: &TargetState, history: &History) -> BTreeSet<String> {
     let last_good = history
         .services
         .values()
-        .filter_map(|history| history.last_good.as_ref())
+        .flat_map(|history| history.last_good.iter().chain(&history.previous))
         .filter_map(holdfast_proto::target::ServiceTarget::pinned_image);
     current.chain(last_good).collect()
 }

@@ -8,6 +8,7 @@ mod pulls;
 mod view;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 
 use futures_util::StreamExt as _;
@@ -20,8 +21,10 @@ use holdfast_proto::window::UpdateWindow;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Randomness};
+use crate::disk;
 use crate::engine::{Engine, EngineError, EngineInfo, guard};
 use crate::execute::Execution;
+use crate::execute::pull::PullError;
 use crate::fault::chain;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
@@ -30,6 +33,7 @@ use crate::observe::{Memory, Subject, observe};
 use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::probe::Prober;
+use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
 use crate::shared::{Accepted, Shared};
@@ -49,7 +53,9 @@ const AWAY_MAX_MS: u64 = 5_000;
 const MAX_REPEATS: u32 = 5;
 
 /// Notice: intents cannot be written, so nothing is changed.
-const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+pub(crate) const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+/// Notice: the reserve was given up and could not be made again yet.
+const RESERVE_USED: &str = "reserve_used";
 
 /// How the loop behaves.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +88,8 @@ pub struct Parts<'a, E, C, R> {
     pub policy: &'a Policy,
     /// Where the files of secrets and configs are.
     pub files: &'a secrets::Place,
+    /// What is given up on a full disk.
+    pub reserve: &'a Reserve,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -128,6 +136,8 @@ pub struct Reconciler<'a, E, C, R> {
     info: Option<EngineInfo>,
     away: Backoff,
     histories: BTreeMap<ServiceKey, ServiceHistory>,
+    /// Images that the agent pulled.
+    pulled: BTreeMap<String, ServiceKey>,
     failures: Failures,
     memory: Memory,
     prober: Prober<'a, E, C>,
@@ -143,7 +153,18 @@ pub struct Reconciler<'a, E, C, R> {
 impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     /// Takes up what the journal holds; intents of an agent that died are counted.
     pub fn new(parts: Parts<'a, E, C, R>) -> Result<Self, JournalError> {
-        for dead in parts.journal.take_dead_intents()? {
+        // A disk that cannot be written now is no reason not to look after what runs.
+        let dead = parts
+            .journal
+            .take_dead_intents()
+            .or_else(|error| match error {
+                JournalError::Write(_) => {
+                    tell_unwritable(parts.shared, &error);
+                    Ok(Vec::new())
+                }
+                error => Err(error),
+            });
+        for dead in dead? {
             tracing::warn!(
                 service.name = %dead.key, step = %dead.step,
                 "the agent died in the middle of a step; it goes on from what the engine shows"
@@ -155,6 +176,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             away: Backoff::new(AWAY_MIN_MS, AWAY_MAX_MS, parts.random.number()),
             failures: Failures::new(parts.random.number()),
             histories,
+            pulled: parts.journal.pulled()?,
             memory: Memory::default(),
             prober: Prober::new(parts.engine, parts.clock),
             knows_its_own: parts.journal.knows_what_was_made()?,
@@ -197,8 +219,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 }
             };
         }
-        for (intent, key) in self.pulls.abort() {
-            self.finish(intent, &key, Change::None);
+        for begun in self.pulls.abort() {
+            self.finish(begun.intent, &begun.key, Change::None);
         }
         Ok(())
     }
@@ -280,6 +302,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             None if begun => Next::Again,
             None => {
                 self.repeated.1 = 0;
+                self.keep_reserve();
                 let until = plan.look_again.map(|at| at.since_ms(now).max(0));
                 let until = until.and_then(|ms| u64::try_from(ms).ok());
                 // One more millisecond: the end itself must lie behind the next look.
@@ -321,6 +344,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             adopts: !self.knows_its_own,
             probes: &probes,
             refused: &self.refused,
+            disk: disk::of_engine(Path::new(&info.root), self.parts.reserve),
         };
         if self.parts.shared.take_sight_lost() {
             self.memory.lose_sight();
@@ -384,6 +408,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             services: self.histories.clone(),
             pulls: self.failures.pulls(now, now_ms),
             steps: self.failures.steps(now, now_ms),
+            images: self.failures.images(now, now_ms),
+            outgrown: self.failures.outgrown().clone(),
+            pulled: self.pulled.clone(),
+            pulling: self.pulls.images().cloned().collect(),
         }
     }
 
@@ -427,7 +455,6 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let Parts {
             engine,
             clock,
-            journal,
             notifier,
             device,
             files,
@@ -448,7 +475,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             step: step.to_string(),
             candidate: step.candidate(),
         };
-        let id = match journal.begin(&intent, &before, clock.now()) {
+        if !step.begins() && self.parts.reserve.give_up_if_full() {
+            self.tell_reserve_used();
+        }
+        let id = match self.begin(&intent, &before, step.begins()) {
             Ok(id) => id,
             Err(error) => return self.unwritable(&error),
         };
@@ -482,6 +512,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     generation = accepted.target.generation, duration_ms, "{step}"
                 );
                 self.failures.step_succeeded(&key, step.code());
+                if let Some(name) = step.image_name() {
+                    self.failures.image_succeeded(name);
+                    self.memory.forget_images();
+                }
                 if let Step::Start { container, .. } = step {
                     self.memory.began(&container.id);
                 }
@@ -491,9 +525,13 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 self.repeated.1 = 0;
                 let error_text = chain(&error);
                 let now_ms = clock.monotonic_ms();
-                let attempt = self
-                    .failures
-                    .step_failed(&key, step.code(), &error_text, now_ms);
+                let attempt = match step.image_name() {
+                    // What runs and what is to run depends on no image's name: nothing else waits for it.
+                    Some(name) => self.failures.image_failed(name, &error_text, now_ms),
+                    None => self
+                        .failures
+                        .step_failed(&key, step.code(), &error_text, now_ms),
+                };
                 tracing::error!(
                     step = step.code(), service.name = %key.service, app.id = %key.app,
                     generation = accepted.target.generation, attempt, duration_ms,
@@ -528,16 +566,51 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         Some(Next::Again)
     }
 
+    /// Writes an intent down. On a full disk the reserve makes room for it, unless it begins something new.
+    fn begin(
+        &self,
+        intent: &Intent,
+        change: &Change,
+        begins: bool,
+    ) -> Result<IntentId, JournalError> {
+        let Parts { journal, clock, .. } = self.parts;
+        let first = journal.begin(intent, change, clock.now());
+        if first.is_ok() || begins || !self.parts.reserve.give_up() {
+            return first;
+        }
+        self.tell_reserve_used();
+        journal.begin(intent, change, clock.now())
+    }
+
+    fn tell_reserve_used(&self) {
+        let detail = "the disk is full: the agent gave its reserve up to end what it had begun; \
+                      make room, then it is put back";
+        self.parts.shared.notice(RESERVE_USED, detail);
+    }
+
+    /// Makes the reserve, or makes it again, while nothing else is going on.
+    fn keep_reserve(&self) {
+        if self.pulls.is_empty() && self.parts.reserve.make() {
+            self.parts.shared.clear_notice(RESERVE_USED);
+        }
+    }
+
     fn unwritable(&mut self, error: &JournalError) -> Next {
-        let detail = chain(error);
-        tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
-        self.parts.shared.notice(JOURNAL_UNWRITABLE, &detail);
+        tell_unwritable(self.parts.shared, error);
         Next::WaitMs(AWAY_MAX_MS)
     }
 
     /// Writes an outcome down. The effect is there already: memory takes it even if the disk does not.
     fn finish(&mut self, intent: IntentId, key: &ServiceKey, change: Change) {
-        match self.parts.journal.finish(intent, key, &change) {
+        let Parts {
+            journal, reserve, ..
+        } = self.parts;
+        let mut outcome = journal.finish(intent, key, &change);
+        if outcome.is_err() && reserve.give_up() {
+            self.tell_reserve_used();
+            outcome = journal.finish(intent, key, &change);
+        }
+        match outcome {
             Ok(()) => self.parts.shared.clear_notice(JOURNAL_UNWRITABLE),
             Err(error) => {
                 let detail = chain(&error);
@@ -557,6 +630,12 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Change::Forget => {
                 self.histories.remove(key);
             }
+            Change::Own(image) => {
+                self.pulled.entry(image).or_insert_with(|| key.clone());
+            }
+            Change::Disown(image) => {
+                self.pulled.remove(&image);
+            }
         }
     }
 
@@ -564,8 +643,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     fn begin_pulls(&mut self, plan: &Plan, observed: &Observed) -> bool {
         let mut begun = false;
         for step in &plan.steps {
-            let Some(pull) = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules)
-            else {
+            let asked = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules);
+            let Some((pull, why)) = asked else {
                 continue;
             };
             if !self.pulls.has_room_for(&pull.image) {
@@ -577,13 +656,22 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 candidate: None,
             };
             let now = self.parts.clock.now();
-            match self.parts.journal.begin(&intent, &Change::None, now) {
+            let own = Change::Own(pull.image.clone());
+            match self.parts.journal.begin(&intent, &own, now) {
                 Ok(id) => {
+                    self.remember(&intent.key, own);
                     tracing::info!(
                         step = step.code(), service.name = %intent.key.service,
                         app.id = %intent.key.app, image.digest = %pull.image, "begun: {step}"
                     );
-                    self.pulls.begin(self.parts.engine, pull, id, intent.key);
+                    let Parts { engine, clock, .. } = self.parts;
+                    let key = intent.key;
+                    let of = pulls::Begun {
+                        intent: id,
+                        key,
+                        why,
+                    };
+                    self.pulls.begin(engine, clock, pull, of);
                     begun = true;
                 }
                 Err(error) => {
@@ -596,9 +684,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     }
 
     fn after_pull(&mut self, done: pulls::Done) {
-        let Some((intent, key)) = self.pulls.take(&done.image) else {
+        let Some(pulls::Begun { intent, key, why }) = self.pulls.take(&done.image) else {
             return;
         };
+        self.memory.forget_images();
         match done.outcome {
             Ok(()) => {
                 tracing::info!(
@@ -610,7 +699,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Err(error) => {
                 let text = chain(&error);
                 let now_ms = self.parts.clock.monotonic_ms();
-                let attempt = self.failures.pull_failed(&done.image, &text, now_ms);
+                if let (PullError::NoSpace { .. }, Some(free)) = (&error, done.free_before) {
+                    self.failures.outgrew(&done.image, free);
+                }
+                let attempt = self.failures.pull_failed(&done.image, why, &text, now_ms);
                 tracing::error!(
                     step = "pull", service.name = %key.service, app.id = %key.app,
                     image.digest = %done.image, attempt, error = %text,
@@ -620,4 +712,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         }
         self.finish(intent, &key, Change::None);
     }
+}
+
+fn tell_unwritable(shared: &Shared, error: &JournalError) {
+    let detail = chain(error);
+    tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
+    shared.notice(JOURNAL_UNWRITABLE, &detail);
 }

@@ -3,6 +3,7 @@
 //! One thread, one task: the loops share plain memory and are dropped together at the end.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::time::Duration;
 
 use holdfast_plan::GateRules;
@@ -17,14 +18,15 @@ use crate::engine::docker::DockerEngine;
 use crate::engine::{Engine, EngineInfo};
 use crate::enrolment::{Enrolment, EnrolmentError, make_state_folder};
 use crate::fault::chain;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Opened};
 use crate::local_api::LocalApi;
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
 use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::policy::Policy;
-use crate::reconcile::{Parts, Reconciler, Rules};
+use crate::reconcile::{JOURNAL_UNWRITABLE, Parts, Reconciler, Rules};
+use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
 use crate::shared::Shared;
@@ -37,6 +39,8 @@ pub const MAX_INTERRUPTIONS: u32 = 10;
 /// An event stream that ended is opened again from half a second up to five seconds later.
 const WATCH_MIN_MS: u64 = 500;
 const WATCH_MAX_MS: u64 = 5_000;
+/// A journal that could not be opened is tried again so often: a disk is mended by hand.
+const JOURNAL_AGAIN_MS: u64 = 10_000;
 /// Calls that hang must not keep a stopped agent alive: the loops get this long to end a step.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(85);
 
@@ -66,14 +70,69 @@ pub enum RunError {
     Signals(#[source] std::io::Error),
 }
 
+/// Why the loops ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Somebody asked for it.
+    Asked,
+    /// The journal on the disk can, or must, be opened again.
+    ToOpenTheJournal,
+}
+
 /// Runs the agent until SIGTERM or SIGINT; containers keep running.
 pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
+    while work(settings, policy).await? == Ended::ToOpenTheJournal {
+        tracing::info!("the journal is opened again");
+    }
+    Ok(())
+}
+
+/// Opens the journal and reads it once. A device whose disk fails goes on with one in memory: it changes
+/// nothing then, and says so in its reports.
+fn open_journal(folder: &Path) -> Result<Opened, JournalError> {
+    let opened = Journal::open(folder).and_then(|opened| {
+        opened.journal.target()?;
+        opened.journal.histories()?;
+        Ok(opened)
+    });
+    match opened {
+        // Another agent's memory is whole: not to be worked without, and not this one's to replace.
+        Ok(_) | Err(JournalError::Newer { .. }) => opened,
+        Err(error) => {
+            tracing::error!(
+                error = %chain(&error),
+                "nothing will be changed: the journal on the disk cannot be used"
+            );
+            Ok(Opened {
+                journal: Journal::in_memory(&error)?,
+                moved_aside: None,
+            })
+        }
+    }
+}
+
+/// Waits until the journal on the disk should be opened again: it could not be and now can, or it was
+/// damaged while it was in use.
+async fn journal_again<C: Clock>(folder: &Path, journal: &Journal, clock: &C) {
+    loop {
+        clock.sleep_ms(JOURNAL_AGAIN_MS).await;
+        let can_now = || Journal::open(folder).is_ok_and(|opened| opened.journal.target().is_ok());
+        if journal.was_damaged() || (journal.lacks_a_file().is_some() && can_now()) {
+            return;
+        }
+    }
+}
+
+async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
     let enrolment = Enrolment::load(&settings.state_dir)?;
-    let opened = Journal::open(&settings.state_dir)?;
+    let opened = open_journal(&settings.state_dir)?;
     let journal = opened.journal;
     let shared = Shared::new(poll::stored(&journal, &enrolment.uuid)?);
+    if let Some(why) = journal.lacks_a_file() {
+        shared.notice(JOURNAL_UNWRITABLE, why);
+    }
     if let Some(aside) = opened.moved_aside {
         let detail = format!(
             "the journal was damaged, moved to {} and begun anew; containers are known by their labels",
@@ -94,6 +153,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         runtime_dir: settings.runtime_dir.clone(),
         on_disk: settings.secrets_on_disk,
     };
+    let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();
@@ -122,6 +182,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         permission: &permission,
         policy,
         files: &files,
+        reserve: &reserve,
         rules: rules(settings),
         claim: &claim,
     })?;
@@ -159,6 +220,9 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         () = reporter.run() => {}
         () = local_api.run() => {}
         () = watch(&engine, &enrolment, &shared, &clock, &random) => {}
+        () = journal_again(&settings.state_dir, &journal, &clock) => {
+            return Ok(Ended::ToOpenTheJournal);
+        }
         () = async {
             let name = stop.next().await;
             tracing::info!("{name} received: the running step is finished, containers stay");
@@ -168,7 +232,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         } => tracing::warn!("a step did not end in time; it is taken up at the next start"),
     }
     tracing::info!("the agent ended");
-    Ok(())
+    Ok(Ended::Asked)
 }
 
 struct Signals {

@@ -146,6 +146,10 @@ pub fn ensure(place: &Place, key: &ServiceKey, spec: &ServiceSpec) -> Result<(),
     }
     for (name, _, grant) in grants(spec) {
         let path = folder.join(&name);
+        if path.is_dir() {
+            // Podman makes a folder of a mount's missing source.
+            fs::remove_dir(&path).map_err(failed(&path))?;
+        }
         if !path.exists() {
             write(&folder, &path, grant)?;
         }

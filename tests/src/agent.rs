@@ -77,6 +77,11 @@ impl Agent {
         let mut config = options.settings;
         config["api"] = json!({ "url": options.api });
         config["state_dir"] = json!(state);
+        if config["runtime_dir"].is_null() {
+            // Each agent has its own; the lab's folder is on a disk.
+            config["runtime_dir"] = json!(folder.path().join("run"));
+            config["secrets_on_disk"] = json!(true);
+        }
         config["docker"]["socket"] = json!(options.docker);
         config["local_api"]["socket"] = json!(folder.path().join("agent.sock"));
         config["updates"]["lock_dir"] = json!(folder.path().join("locks"));

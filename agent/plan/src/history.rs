@@ -16,6 +16,16 @@ pub struct History {
     pub pulls: BTreeMap<String, Retry>,
     /// Failed steps by service; gone once one succeeds.
     pub steps: BTreeMap<ServiceKey, Retry>,
+    /// Images that the agent pulled, each with the service it was first pulled for. An image that is not
+    /// here is somebody else's and is never cleared away.
+    pub pulled: BTreeMap<String, ServiceKey>,
+    /// Images that are being pulled now.
+    pub pulling: BTreeSet<String>,
+    /// Images whose pull was cut off because it would have filled the disk, each with the bytes that
+    /// were free when it began.
+    pub outgrown: BTreeMap<String, u64>,
+    /// Names of images that could not be given or taken away.
+    pub images: BTreeMap<String, Retry>,
 }
 
 /// What happened to one service on this device.
@@ -25,6 +35,9 @@ pub struct ServiceHistory {
     /// The newest spec that passed its health gate here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_good: Option<ServiceTarget>,
+    /// What was last good before that, another spec: its image is kept until the next commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<ServiceTarget>,
     /// The spec that failed here; not tried again until the target names another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
@@ -100,6 +113,15 @@ impl History {
 }
 
 impl ServiceHistory {
+    /// Writes a spec down as last good; what was good before is still a way back.
+    pub fn commit(&mut self, service: &ServiceTarget) {
+        let before = self.last_good.replace(service.clone());
+        let another = before.filter(|before| before.identity() != service.identity());
+        if another.is_some() {
+            self.previous = another;
+        }
+    }
+
     /// Whether this very spec failed here.
     pub fn rejects(&self, service: &ServiceTarget) -> Option<&Rejected> {
         self.rejected

@@ -10,8 +10,10 @@
 //! - I9: only containers in [`Observed`], which carries this device's alone, are ever named.
 //! - I13: a rejected spec is not tried again until the target names another.
 
+mod disk;
 mod health;
 mod history;
+mod images;
 mod leave;
 mod network;
 mod observed;
@@ -25,15 +27,17 @@ use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 
+pub use disk::{Disk, Shortage};
 pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
+pub use images::{canonical, keep_tag, rollback_ready};
 pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
 pub use observed::{
     Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,
-    NetworkState, Observed, Published, Sandbox, Stranger,
+    NetworkState, Observed, Published, Sandbox, StoredImage, Stranger,
 };
 pub use schedule::{Closed, Opening, ZonedWindow, opening};
-pub use step::{Hold, Plan, RemoveReason, Step, StopReason};
+pub use step::{Hold, Plan, PullReason, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +73,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
             container: stranger.container.clone(),
         });
     }
+    images::plan(situation, &mut plan);
     // Stable: the steps of one service keep their order.
     plan.steps.sort_by_key(|step| {
         let priority = priorities.get(step.key()).copied().unwrap_or(0);
@@ -109,13 +114,23 @@ fn urgency(step: &Step) -> u8 {
         Step::Stop {
             why: StopReason::NotInTarget | StopReason::MakesRoom,
             ..
-        } => 4,
+        }
+        | Step::Keep { .. } => 4,
         Step::Create { .. } | Step::CreateNetwork { .. } | Step::CreateSandbox { .. } => 5,
         Step::Remove { .. }
         | Step::RemoveNetwork { .. }
         | Step::Rename { .. }
         | Step::SetAmounts { .. }
         | Step::Forget { .. } => 6,
-        Step::Pull { .. } => 7,
+        Step::Pull {
+            why: PullReason::Update,
+            ..
+        } => 7,
+        Step::Pull {
+            why: PullReason::WayBack,
+            ..
+        }
+        | Step::Release { .. }
+        | Step::Collect { .. } => 8,
     }
 }

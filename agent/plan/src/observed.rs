@@ -8,6 +8,7 @@ use holdfast_proto::image::{ConfigDigest, Platform};
 use holdfast_proto::spec::{Port, Protocol, RestartPolicy, ServiceSpec};
 use holdfast_proto::target::{Identity, ServiceTarget};
 
+use crate::disk::Disk;
 use crate::health::ProbeState;
 use crate::network::NetworkKey;
 
@@ -30,6 +31,21 @@ pub struct Observed {
     pub refused: BTreeMap<ServiceKey, String>,
     /// Images by pinned name, `name@sha256:…`; one that is not listed counts as absent.
     pub images: BTreeMap<String, ImagePresence>,
+    /// Every image in the engine's store, in no order; none while nobody knows.
+    pub stored: Option<Vec<StoredImage>>,
+    /// The room where the engine keeps them; none if it cannot be measured.
+    pub disk: Option<Disk>,
+}
+
+/// One image in the engine's store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Its names with tags.
+    pub tags: BTreeSet<String>,
+    /// Its names with digests, each as [`crate::canonical`] writes it.
+    pub digests: BTreeSet<String>,
+    /// What it takes on disk, with layers that other images share.
+    pub size_bytes: u64,
 }
 
 /// Whether an image is in the engine's store.
@@ -289,6 +305,11 @@ impl ContainerState {
             Self::Running | Self::Paused | Self::Restarting => true,
             Self::Created | Self::Exited { .. } | Self::Removing | Self::Dead => false,
         }
+    }
+
+    /// Whether a sandbox in this state keeps its network alive.
+    pub(crate) fn holds_a_network(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
     }
 
     /// The engine's word for it.

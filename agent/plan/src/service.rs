@@ -74,7 +74,7 @@ pub(crate) fn hold_failed_step(key: &ServiceKey, retry: &Retry, plan: &mut Plan)
     });
 }
 
-fn wait_until(until: Timestamp, plan: &mut Plan) {
+pub(crate) fn wait_until(until: Timestamp, plan: &mut Plan) {
     plan.look_again = Some(plan.look_again.map_or(until, |earlier| earlier.min(until)));
 }
 
@@ -270,6 +270,11 @@ impl<'a> View<'a> {
             return;
         }
         if self.is_held(service, plan) {
+            self.serve_meanwhile(false, plan);
+            return;
+        }
+        if let Some(shortage) = self.lacks_room(service) {
+            self.hold_no_space(shortage, plan);
             self.serve_meanwhile(false, plan);
             return;
         }

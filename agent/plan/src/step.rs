@@ -8,6 +8,7 @@ use holdfast_proto::spec::{Condition, RestartPolicy};
 use holdfast_proto::target::{Identity, ServiceTarget};
 use holdfast_proto::time::Timestamp;
 
+use crate::disk::Shortage;
 use crate::health::RejectReason;
 use crate::network::{NetworkKey, SandboxSpec};
 use crate::observed::{Amounts, ContainerRef, Network};
@@ -59,6 +60,33 @@ pub enum Step {
         expected: Expected,
         /// The platform to ask for.
         platform: Platform,
+        /// The tag that keeps it once it is there.
+        keep: String,
+        /// What for.
+        why: PullReason,
+    },
+    /// Give an image the tag that keeps it from being pruned.
+    Keep {
+        /// The service that needs it.
+        key: ServiceKey,
+        /// The pinned name.
+        image: String,
+        /// The tag.
+        tag: String,
+    },
+    /// Take such a tag away again.
+    Release {
+        /// The service that needed it.
+        key: ServiceKey,
+        /// The tag.
+        tag: String,
+    },
+    /// Delete an image that the agent pulled, unless somebody else uses it.
+    Collect {
+        /// The service that needed it.
+        key: ServiceKey,
+        /// The pinned name.
+        image: String,
     },
     /// Make a container, not started, with restart policy `no`.
     Create {
@@ -231,6 +259,15 @@ pub enum Step {
     },
 }
 
+/// Why an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullReason {
+    /// A container is to be made from it.
+    Update,
+    /// A way back needs it, and it is gone.
+    WayBack,
+}
+
 /// Why a container is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -299,6 +336,9 @@ impl Step {
     pub fn key(&self) -> &ServiceKey {
         match self {
             Self::Pull { key, .. }
+            | Self::Keep { key, .. }
+            | Self::Release { key, .. }
+            | Self::Collect { key, .. }
             | Self::Create { key, .. }
             | Self::Stop { key, .. }
             | Self::Start { key, .. }
@@ -324,6 +364,9 @@ impl Step {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Pull { .. } => "pull",
+            Self::Keep { .. } => "keep_image",
+            Self::Release { .. } => "release_image",
+            Self::Collect { .. } => "collect_image",
             Self::Create { .. } => "create",
             Self::Stop { .. } => "stop",
             Self::Start { .. } => "start",
@@ -364,6 +407,9 @@ impl Step {
             | Self::Complete { .. }
             | Self::RemoveNetwork { .. }
             | Self::Pull { .. }
+            | Self::Keep { .. }
+            | Self::Release { .. }
+            | Self::Collect { .. }
             | Self::Stop { .. }
             | Self::Start { .. }
             | Self::Arm { .. }
@@ -377,6 +423,74 @@ impl Step {
 }
 
 impl Step {
+    /// The image's name that is given or taken away, if that is all the step does.
+    pub fn image_name(&self) -> Option<&str> {
+        match self {
+            Self::Keep { tag: name, .. }
+            | Self::Release { tag: name, .. }
+            | Self::Collect { image: name, .. } => Some(name),
+            Self::Pull { .. }
+            | Self::Create { .. }
+            | Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::StartSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Stop { .. }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Commit { .. }
+            | Self::Reject { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Remove { .. }
+            | Self::Pardon { .. }
+            | Self::Forget { .. } => None,
+        }
+    }
+
+    /// Whether it begins something new, rather than ends what is begun or brings back what worked: only
+    /// the latter may spend the last room on a disk.
+    pub fn begins(&self) -> bool {
+        match self {
+            Self::Pull { .. }
+            | Self::Keep { .. }
+            | Self::Create { .. }
+            | Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::Stop {
+                why: StopReason::Replaced | StopReason::MakesRoom,
+                ..
+            } => true,
+            Self::Release { .. }
+            | Self::Collect { .. }
+            | Self::StartSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Stop {
+                why:
+                    StopReason::Rejected
+                    | StopReason::NotInTarget
+                    | StopReason::Superfluous
+                    | StopReason::NetworkLost,
+                ..
+            }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Commit { .. }
+            | Self::Reject { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Remove { .. }
+            | Self::Pardon { .. }
+            | Self::Forget { .. } => false,
+        }
+    }
+
     /// Whether it makes something beside what runs, quickly and without touching it.
     pub(crate) fn is_preparation(&self) -> bool {
         matches!(
@@ -401,9 +515,25 @@ impl fmt::Display for Step {
                 key,
                 image,
                 platform,
+                why,
                 ..
             } => {
-                write!(f, "{key}: pull {} for {platform}", short_image(image))
+                let image = short_image(image);
+                match why {
+                    PullReason::Update => write!(f, "{key}: pull {image} for {platform}"),
+                    PullReason::WayBack => {
+                        write!(f, "{key}: pull {image} again, it is the way back")
+                    }
+                }
+            }
+            Self::Keep { key, image, .. } => {
+                write!(f, "{key}: keep {} by a tag", short_image(image))
+            }
+            Self::Release { key, tag } => {
+                write!(f, "{key}: remove the tag {tag}: nothing needs it")
+            }
+            Self::Collect { key, image } => {
+                write!(f, "{key}: remove {}: nothing needs it", short_image(image))
             }
             Self::Create {
                 key, name, service, ..
@@ -534,6 +664,24 @@ pub enum Hold {
         /// When it is tried again.
         until: Timestamp,
     },
+    /// The disk has no room for what the update needs.
+    NoSpace {
+        /// The service.
+        key: ServiceKey,
+        /// What is missing.
+        shortage: Shortage,
+    },
+    /// An image that a way back needs is gone and cannot be fetched again now; what runs is untouched.
+    NoWayBack {
+        /// The service.
+        key: ServiceKey,
+        /// The image.
+        image: String,
+        /// Why.
+        error: String,
+        /// When it is tried again, if time alone decides.
+        until: Option<Timestamp>,
+    },
     /// A step of the service failed.
     StepFailed {
         /// The service.
@@ -623,6 +771,8 @@ impl Hold {
             Self::Rejected { key, .. }
             | Self::Verifying { key, .. }
             | Self::PullFailed { key, .. }
+            | Self::NoSpace { key, .. }
+            | Self::NoWayBack { key, .. }
             | Self::StepFailed { key, .. }
             | Self::Unresolved { key, .. }
             | Self::UnsupportedPlatform { key, .. }
@@ -642,6 +792,8 @@ impl Hold {
             Self::Rejected { .. } => "rejected",
             Self::Verifying { .. } => "verifying",
             Self::PullFailed { .. } => "pull_failed",
+            Self::NoSpace { .. } => "no_space",
+            Self::NoWayBack { .. } => "no_way_back",
             Self::StepFailed { .. } => "step_failed",
             Self::Unresolved { .. } => "unresolved",
             Self::UnsupportedPlatform { .. } => "unsupported_platform",
@@ -694,6 +846,19 @@ impl fmt::Display for Hold {
                     "{key}: pulling {} failed, again at {until}: {error}",
                     short_image(image)
                 )
+            }
+            Self::NoSpace { key, shortage } => {
+                write!(f, "{key}: the disk is too full for the update: {shortage}")
+            }
+            Self::NoWayBack {
+                key,
+                image,
+                error,
+                until,
+            } => {
+                let again = until.map_or_else(String::new, |at| format!(", again at {at}"));
+                let image = short_image(image);
+                write!(f, "{key}: the way back {image} is gone{again}: {error}")
             }
             Self::StepFailed { key, error, until } => {
                 write!(f, "{key}: a step failed, again at {until}: {error}")

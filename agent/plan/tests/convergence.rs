@@ -74,6 +74,16 @@ fn service_spec() -> impl Strategy<Value = (&'static str, &'static str)> {
     service().prop_flat_map(|name| (Just(name), spec_of(name)))
 }
 
+/// An image in the store: its spec, its tags, and whether the agent pulled it.
+fn any_image() -> impl Strategy<Value = (&'static str, Vec<&'static str>, bool)> {
+    let tags = prop::sample::subsequence(vec!["a", "b", "c", "foreign"], 0..=4);
+    (
+        prop::sample::select(vec!["A", "B", "C"]),
+        tags,
+        any::<bool>(),
+    )
+}
+
 #[derive(Clone, Debug)]
 struct Row {
     name: &'static str,
@@ -111,9 +121,10 @@ prop_compose! {
         containers in prop::collection::vec(any_row(), 0..5),
         sandboxes in prop::collection::vec(any_row(), 0..3),
         good in prop::collection::vec(service_spec(), 0..3),
+        previous in prop::collection::vec(service_spec(), 0..2),
         rejected in prop::collection::vec(service_spec(), 0..2),
         completed in prop::collection::vec(service_spec(), 0..2),
-        images in prop::collection::vec(prop::sample::select(vec!["A", "B", "C"]), 0..3),
+        images in prop::collection::vec(any_image(), 0..3),
         networks in prop::collection::vec(prop::sample::select(vec!["default", "back", "old"]), 0..3),
     ) -> Model {
         let mut target: BTreeMap<_, _> = target
@@ -134,6 +145,10 @@ prop_compose! {
         for (name, spec) in good.into_iter().filter(|(_, spec)| !spec.starts_with('C')) {
             let entry = history.services.entry(world::key(name)).or_default();
             entry.last_good = Some(world::service(name, spec));
+        }
+        for (name, spec) in previous {
+            let entry = history.services.entry(world::key(name)).or_default();
+            entry.previous = entry.last_good.is_some().then(|| world::service(name, spec));
         }
         for (name, spec) in completed {
             let entry = history.services.entry(world::key(name)).or_default();
@@ -160,7 +175,23 @@ prop_compose! {
             }
         }
         let platform: holdfast_proto::image::Platform = "linux/amd64".parse().expect("a platform");
-        let images = images.into_iter().map(|spec| {
+        let mut stored = Vec::new();
+        let mut present = Vec::new();
+        for (spec, tags, is_pulled) in images {
+            let image = world::service("any", spec).image_name;
+            if present.contains(&spec) {
+                continue;
+            }
+            present.push(spec);
+            stored.push(world::stored(spec, tags.into_iter().map(|tag| match tag {
+                "foreign" => "reg.local/mine:1".to_owned(),
+                name => world::keep(name, spec),
+            })));
+            if is_pulled {
+                history.pulled.insert(image, world::key("a"));
+            }
+        }
+        let images = present.into_iter().map(|spec| {
             let service = world::service("any", spec);
             let config = service.identity().map(|identity| identity.config_digest);
             (service.image_name, ImagePresence::Present { config, platform: platform.clone() })
@@ -179,6 +210,8 @@ prop_compose! {
                 strangers: Vec::new(),
                 refused: BTreeMap::new(),
                 images: images.collect(),
+                stored: Some(stored),
+                disk: None,
             },
             history,
         )
@@ -297,6 +330,7 @@ proptest! {
         reversed.observed.containers.reverse();
         reversed.observed.sandboxes.reverse();
         reversed.observed.networks.reverse();
+        reversed.observed.stored.as_mut().expect("it is known").reverse();
         let backward = reversed.plan();
         let sorted = |plan: &holdfast_plan::Plan| {
             let mut lines: Vec<String> = plan.to_string().lines().map(str::to_owned).collect();

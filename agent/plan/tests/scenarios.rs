@@ -7,9 +7,9 @@ mod world;
 use std::collections::BTreeMap;
 
 use holdfast_plan::{
-    Amounts, Attempts, Closed, Container, ContainerRef, ContainerState, GateRules, Health, History,
-    ImagePresence, Joined, NetworkState, Observed, ProbeState, Rejected, Retry, Sandbox,
-    SandboxSpec, Situation, Stranger, plan,
+    Amounts, Attempts, Closed, Container, ContainerRef, ContainerState, Disk, GateRules, Health,
+    History, ImagePresence, Joined, NetworkState, Observed, ProbeState, Rejected, Retry, Sandbox,
+    SandboxSpec, Situation, StoredImage, Stranger, plan,
 };
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::ServiceKey;
@@ -45,6 +45,21 @@ struct Scenario {
     refused: BTreeMap<String, String>,
     #[serde(default)]
     closed: BTreeMap<String, String>,
+    /// What the engine stores, by spec: tags, `keep` for the one of the service with that spec's image,
+    /// `keep other` for another service's.
+    stored: Option<BTreeMap<String, Vec<String>>>,
+    /// Specs whose images the agent pulled.
+    #[serde(default)]
+    pulled: Vec<String>,
+    #[serde(default)]
+    pulling: Vec<String>,
+    #[serde(default)]
+    outgrown: BTreeMap<String, u64>,
+    /// Names of images that could not be given or taken away a moment ago.
+    #[serde(default)]
+    stuck: Vec<String>,
+    free_mb: Option<u64>,
+    free_inodes: Option<u64>,
     #[serde(default)]
     history: BTreeMap<String, Past>,
     plan: String,
@@ -100,6 +115,7 @@ struct Row {
 #[serde(deny_unknown_fields)]
 struct Past {
     good: Option<String>,
+    previous: Option<String>,
     rejected: Option<String>,
     #[serde(default)]
     deaths: u32,
@@ -308,7 +324,25 @@ fn observed(scenario: &Scenario) -> Observed {
             .map(|(name, why)| (key(name), why.clone()))
             .collect(),
         images: right.chain(wrong).chain(foreign).collect(),
+        stored: scenario.stored.as_ref().map(stored),
+        disk: scenario.free_mb.map(|megabytes| Disk {
+            free_bytes: megabytes * 1_000_000,
+            free_inodes: scenario.free_inodes,
+            floor_bytes: 16_000_000,
+        }),
     }
+}
+
+fn stored(images: &BTreeMap<String, Vec<String>>) -> Vec<StoredImage> {
+    let image = |(spec, tags): (&String, &Vec<String>)| {
+        let tags = tags.iter().map(|tag| match tag.strip_prefix("keep") {
+            Some(name) if name.is_empty() => world::keep("web", spec),
+            Some(name) => world::keep(name.trim(), spec),
+            None => tag.clone(),
+        });
+        world::stored(spec, tags)
+    };
+    images.iter().map(image).collect()
 }
 
 fn history(scenario: &Scenario) -> History {
@@ -319,6 +353,25 @@ fn history(scenario: &Scenario) -> History {
         let entry = history.services.entry(key(&row.service)).or_default();
         entry.made.insert(given.clone(), given);
     }
+    let image = |spec: &String| service("any", spec).image_name;
+    let pulled = scenario.pulled.iter();
+    history.pulled = pulled.map(|spec| (image(spec), key("web"))).collect();
+    history.pulling = scenario.pulling.iter().map(image).collect();
+    let outgrown = scenario.outgrown.iter();
+    history.outgrown = outgrown
+        .map(|(spec, megabytes)| (image(spec), megabytes * 1_000_000))
+        .collect();
+    for spec in &scenario.stuck {
+        let retry = Retry {
+            attempts: 1,
+            not_before: NOW.plus_ms(60_000),
+            error: "it is in use".to_owned(),
+        };
+        let names = [image(spec), world::keep("web", spec)];
+        history
+            .images
+            .extend(names.map(|name| (name, retry.clone())));
+    }
     for (name, past) in &scenario.history {
         let retry = |seconds: i64| Retry {
             attempts: 1,
@@ -328,6 +381,7 @@ fn history(scenario: &Scenario) -> History {
         let tried = scenario.target.get(name).map(|spec| service(name, spec));
         let rejected = past.rejected.as_ref().map(|spec| service(name, spec));
         let entry = history.services.entry(key(name)).or_default();
+        entry.previous = past.previous.as_ref().map(|spec| service(name, spec));
         entry.last_good = past.good.as_ref().map(|spec| service(name, spec));
         entry.rejected = rejected.map(|service| Rejected {
             identity: service.identity().expect("resolved"),
@@ -387,6 +441,9 @@ fn readable(text: &str) -> String {
             &format!("{name}@sha256:{}", &hex[..12]),
             &format!("image {spec}"),
         );
+        let tag = world::keep("web", spec);
+        let (_, digits) = tag.rsplit_once(':').expect("a tag");
+        text = text.replace(&format!(":{digits}"), &format!(":{spec}"));
     }
     text
 }

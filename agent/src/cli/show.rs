@@ -13,6 +13,7 @@ use super::{Output, json, short_image, table};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::control::poll;
+use crate::disk;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
 use crate::enrolment::Enrolment;
@@ -22,6 +23,7 @@ use crate::observe::{Memory, Subject, observe};
 use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::reconcile;
+use crate::reserve::Reserve;
 use crate::shared::Accepted;
 use crate::status::{Beside, Control, PlanStatus, Status};
 
@@ -41,8 +43,13 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         Some(journal) => journal.histories()?,
         None => BTreeMap::new(),
     };
+    let pulled = match &journal {
+        Some(journal) => journal.pulled()?,
+        None => BTreeMap::new(),
+    };
     let history = History {
         services,
+        pulled,
         ..History::default()
     };
     let accepted = stored.unwrap_or_else(|| Accepted {
@@ -53,6 +60,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
     let info = engine.describe().await?;
     let clock = SystemClock::start();
     let permission = Permission::new(&settings.updates, Orders::load(&settings.state_dir));
+    let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
     let subject = Subject {
         device: &enrolment.uuid,
         info: &info,
@@ -64,6 +72,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         },
         probes: &BTreeMap::new(),
         refused: &BTreeMap::new(),
+        disk: disk::of_engine(std::path::Path::new(&info.root), &reserve),
     };
     let look = observe(&engine, &subject, &mut Memory::default(), 0).await?;
     let observed = look.observed;
@@ -205,6 +214,7 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
             "STATE",
             "HEALTH",
             "VERIFIED",
+            "WAY BACK",
             "GENERATION",
             "IMAGE",
             "CONTAINER",
@@ -252,6 +262,10 @@ pub(super) fn orders(control: &Control) -> impl Iterator<Item = (&'static str, S
     paused.into_iter().chain(forced).chain(locks)
 }
 
+fn yes_or_no(answer: bool) -> &'static str {
+    if answer { "yes" } else { "no" }
+}
+
 fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
     let dash = || "-".to_owned();
     let image = service.image.as_deref().map(short_image);
@@ -259,7 +273,10 @@ fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
         name.to_owned(),
         service.state.clone(),
         service.health.clone().unwrap_or_else(dash),
-        if service.verified { "yes" } else { "no" }.to_owned(),
+        yes_or_no(service.verified).to_owned(),
+        service
+            .rollback_ready
+            .map_or_else(dash, |ready| yes_or_no(ready).to_owned()),
         service.generation.map_or_else(dash, |n| n.to_string()),
         image.unwrap_or_else(dash),
         service.container_name.clone().unwrap_or_else(dash),

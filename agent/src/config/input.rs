@@ -7,8 +7,8 @@ use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow};
 use serde::Deserialize;
 
 use super::{
-    ApiSettings, DeviceSettings, DockerSettings, GateSettings, LocalApiSettings, LogFormat,
-    LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
+    ApiSettings, DeviceSettings, DiskSettings, DockerSettings, GateSettings, LocalApiSettings,
+    LogFormat, LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
     UpdateSettings,
 };
 use crate::control::client::Origin;
@@ -16,7 +16,7 @@ use crate::permission::zone;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 14] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "api",
     "state_dir",
     "runtime_dir",
@@ -26,6 +26,7 @@ pub(super) const SECTIONS: [&str; 14] = [
     "report",
     "gate",
     "pull",
+    "disk",
     "updates",
     "local_api",
     "log",
@@ -45,6 +46,7 @@ pub(super) struct Input {
     report: Report,
     gate: Gate,
     pull: Pull,
+    disk: Disk,
     updates: Updates,
     local_api: LocalApi,
     log: Log,
@@ -89,6 +91,12 @@ struct Gate {
 #[serde(default, deny_unknown_fields)]
 struct Pull {
     no_progress_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Disk {
+    reserve_mb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -220,6 +228,7 @@ impl Input {
                     1..=3_600,
                 ),
             },
+            disk: disk(&self.disk, &mut faults),
             updates: updates(self.updates, &mut faults),
             local_api: LocalApiSettings {
                 socket: path(
@@ -271,6 +280,20 @@ fn api(input: Api, faults: &mut Faults) -> ApiSettings {
         url,
         ca_file: input.ca_file,
     }
+}
+
+/// 64 MB: the journal, an engine's records and logs of a swap and of the way back take a few of them.
+const RESERVE_MB: u64 = 64;
+/// More would only take room from images.
+const MAX_RESERVE_MB: u64 = 4_096;
+
+fn disk(input: &Disk, faults: &mut Faults) -> DiskSettings {
+    let reserve_mb = input.reserve_mb.unwrap_or(RESERVE_MB);
+    if reserve_mb > MAX_RESERVE_MB {
+        let detail = format!("{reserve_mb} is too much, write 0 to {MAX_RESERVE_MB} megabytes");
+        faults.add("disk.reserve_mb", &detail);
+    }
+    DiskSettings { reserve_mb }
 }
 
 fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {

@@ -390,6 +390,14 @@ pub(super) fn amounts_body(now: Amounts, wanted: Amounts, processors: u64) -> Co
     }
 }
 
+/// What an engine that cannot change containers says of their resources.
+pub(super) fn no_new_amounts() -> Unsupported {
+    unsupported(
+        "deploy.resources",
+        "Podman cannot change the resources of a container that exists",
+    )
+}
+
 /// A restart policy in the engine's words.
 pub(super) fn restart(policy: RestartPolicy) -> EngineRestart {
     let (name, most) = match policy {

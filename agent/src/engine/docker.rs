@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, SystemVersion,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, EventMessage,
+    EventMessageTypeEnum, SystemVersion,
 };
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions,
@@ -53,11 +54,12 @@ const REMOVAL_LOOKS: u32 = 40;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(250);
 /// bollard's own bound, above all of ours, so that only ours speak.
 const NO_BOUND_SECONDS: u64 = 24 * 3_600;
-/// Container events that can change a plan; each health probe's `exec_…` events cannot.
-const EVENTS: [&str; 9] = [
+/// Events of containers and networks that can change a plan; each health probe's `exec_…` cannot.
+const EVENTS: [&str; 10] = [
     "start",
     "die",
     "destroy",
+    "disconnect",
     "pause",
     "unpause",
     "oom",
@@ -79,7 +81,20 @@ pub struct DockerEngine {
 #[derive(Clone)]
 struct Agreed {
     docker: Docker,
-    is_podman: bool,
+    dialect: Dialect,
+}
+
+/// Whose engine speaks Docker's API; they differ where the API leaves room, and in what is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    /// Docker's own.
+    Docker,
+    /// Podman's.
+    ///
+    /// Version 4 cannot change a container that exists, so its containers keep the restart policy
+    /// `no` for ever, and the agent starts them again itself: no program of Podman's would do it
+    /// after a reboot anyway. Such a container is described with the policy that the agent follows.
+    Podman,
 }
 
 impl DockerEngine {
@@ -110,7 +125,7 @@ impl DockerEngine {
         let version = bounded(operation, READ_TIMEOUT, docker.version()).await?;
         let agreed = Agreed {
             docker,
-            is_podman: is_podman(&version),
+            dialect: dialect(&version),
         };
         *self.agreed.borrow_mut() = Some(agreed.clone());
         Ok(agreed)
@@ -155,7 +170,11 @@ impl DockerEngine {
     }
 
     async fn look(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
-        self.inspect(id).await?.map(read::container).transpose()
+        let Some(found) = self.inspect(id).await? else {
+            return Ok(None);
+        };
+        let dialect = self.agreed(Operation::Inspect).await?.dialect;
+        read::container(found, dialect).map(Some)
     }
 
     /// A container that must be there for what is asked of it.
@@ -175,7 +194,8 @@ impl DockerEngine {
     async fn create_named(
         &self,
         name: &str,
-        body: ContainerCreateBody,
+        // Large, and kept while the engine works.
+        body: Box<ContainerCreateBody>,
         is_it: impl Fn(&EngineContainer) -> bool,
     ) -> Result<String, EngineError> {
         let options = CreateContainerOptions {
@@ -184,7 +204,7 @@ impl DockerEngine {
         };
         let outcome = self
             .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
-                docker.create_container(Some(options), body).await
+                Box::pin(docker.create_container(Some(options), *body)).await
             })
             .await;
         let failure = match outcome {
@@ -201,18 +221,51 @@ impl DockerEngine {
         }
     }
 
-    /// Waits until a removal that somebody else began has ended.
-    async fn wait_for_removal(&self, id: &str) -> Result<(), EngineError> {
+    /// Removes a container; one that is gone is fine, and one that somebody else removes is awaited.
+    async fn delete(&self, id: &str, force: bool) -> Result<(), EngineError> {
+        let options = RemoveContainerOptions {
+            // Volumes are the user's: they stay.
+            v: false,
+            force,
+            link: false,
+        };
+        let outcome = self
+            .call(Operation::Remove, CHANGE_TIMEOUT, |docker| async move {
+                docker.remove_container(id, Some(options)).await
+            })
+            .await;
+        match outcome {
+            Err(EngineError::Refused { status: 404, .. }) => Ok(()),
+            Err(EngineError::Refused {
+                status: 409,
+                message,
+                ..
+            }) if message.contains("in progress") => self.wait_for_removal(id, message).await,
+            other => other,
+        }
+    }
+
+    /// Waits until a removal that somebody else began has ended; `message` is what the engine said.
+    async fn wait_for_removal(&self, id: &str, message: String) -> Result<(), EngineError> {
         for _ in 0..REMOVAL_LOOKS {
             if self.inspect(id).await?.is_none() {
                 return Ok(());
             }
             tokio::time::sleep(REMOVAL_PAUSE).await;
         }
-        Err(EngineError::TimedOut {
+        // The engine answers: it is this removal that is stuck, not the engine.
+        Err(EngineError::Refused {
             operation: Operation::Remove,
-            timeout_ms: millis(REMOVAL_PAUSE * REMOVAL_LOOKS),
+            status: 409,
+            message,
         })
+    }
+
+    async fn start_once(&self, id: &str) -> Result<(), EngineError> {
+        self.call(Operation::Start, CHANGE_TIMEOUT, |docker| async move {
+            docker.start_container(id, None).await
+        })
+        .await
     }
 }
 
@@ -239,10 +292,9 @@ impl Engine for DockerEngine {
         });
         let root = info.docker_root_dir.unwrap_or_default();
         // Podman makes up another id for each answer; its store stays where it is.
-        let id = if agreed.is_podman {
-            format!("podman:{root}")
-        } else {
-            info.id.unwrap_or_default()
+        let id = match agreed.dialect {
+            Dialect::Podman => format!("podman:{root}"),
+            Dialect::Docker => info.id.unwrap_or_default(),
         };
         Ok(EngineInfo {
             id,
@@ -273,8 +325,7 @@ impl Engine for DockerEngine {
         let mut sharing = Vec::new();
         for id in listed.into_iter().filter_map(|summary| summary.id) {
             // One that vanished between the list and the look is simply not there.
-            if let Some(found) = self.inspect(&id).await? {
-                let found = read::container(found)?;
+            if let Some(found) = self.look(&id).await? {
                 sharing.extend(found.shares.clone().map(|owner| (containers.len(), owner)));
                 containers.push(found);
             }
@@ -315,7 +366,7 @@ impl Engine for DockerEngine {
             api_version: (version.major_version, version.minor_version),
             runtime_dir: &self.runtime_dir,
         };
-        let body = convert::create_body(new, around)?;
+        let body = Box::new(convert::create_body(new, around)?);
         let networks: Vec<&str> = new.network.names().collect();
         let lender = new.network.lender();
         let files = secrets::service_folder(&self.runtime_dir, new.key);
@@ -338,10 +389,9 @@ impl Engine for DockerEngine {
             own_image: true,
             ..guard::Ours::default()
         };
-        guard::container(&self.policy, &convert::sandbox_body(new), &ours)?;
-        let first = self
-            .create_named(new.name, convert::sandbox_body(new), is_it)
-            .await;
+        let body = Box::new(convert::sandbox_body(new));
+        guard::container(&self.policy, &body, &ours)?;
+        let first = self.create_named(new.name, body.clone(), is_it).await;
         let Err(EngineError::Refused { status: 404, .. }) = &first else {
             return first;
         };
@@ -350,33 +400,43 @@ impl Engine for DockerEngine {
             return first;
         }
         self.load_sandbox_image().await?;
-        self.create_named(new.name, convert::sandbox_body(new), is_it)
-            .await
+        self.create_named(new.name, body, is_it).await
     }
 
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {
+        match self.agreed(Operation::SetRestart).await?.dialect {
+            Dialect::Docker => {}
+            Dialect::Podman => return self.must_find(Operation::SetRestart, id).await.map(drop),
+        }
         let update = ContainerUpdateBody {
             restart_policy: Some(convert::restart(policy)),
             ..ContainerUpdateBody::default()
         };
-        self.call(Operation::SetRestart, CHANGE_TIMEOUT, |docker| async move {
-            docker.update_container(id, update).await
-        })
-        .await
-    }
-
-    async fn start(&self, id: &str) -> Result<(), EngineError> {
         let outcome = self
-            .call(Operation::Start, CHANGE_TIMEOUT, |docker| async move {
-                docker.start_container(id, None).await
+            .call(Operation::SetRestart, CHANGE_TIMEOUT, |docker| async move {
+                docker.update_container(id, update).await
             })
             .await;
         let Err(failure) = outcome else {
             return Ok(());
         };
+        match self.look(id).await? {
+            Some(found) if found.restart == policy => Ok(()),
+            Some(_) | None => Err(failure),
+        }
+    }
+
+    async fn start(&self, id: &str) -> Result<(), EngineError> {
+        let Err(failure) = self.start_once(id).await else {
+            return Ok(());
+        };
         // An engine on a full disk starts a container and says that it did not.
         match self.look(id).await? {
             Some(found) if found.state.is_up() => Ok(()),
+            Some(found) if network::speaks_of_an_endpoint(&failure) => {
+                self.connect_anew(&found).await?;
+                self.start_once(id).await
+            }
             Some(_) | None => Err(failure),
         }
     }
@@ -423,24 +483,14 @@ impl Engine for DockerEngine {
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
-        let options = RemoveContainerOptions {
-            v: false,
-            force: false,
-            link: false,
+        let Err(failure) = self.delete(id, false).await else {
+            return Ok(());
         };
-        let outcome = self
-            .call(Operation::Remove, CHANGE_TIMEOUT, |docker| async move {
-                docker.remove_container(id, Some(options)).await
-            })
-            .await;
-        match outcome {
-            Err(EngineError::Refused { status: 404, .. }) => Ok(()),
-            Err(EngineError::Refused {
-                status: 409,
-                message,
-                ..
-            }) if message.contains("in progress") => self.wait_for_removal(id).await,
-            other => other,
+        match self.look(id).await? {
+            None => Ok(()),
+            // What is left of one whose removal failed; nothing of it runs.
+            Some(found) if found.state == ContainerState::Dead => self.delete(id, true).await,
+            Some(_) => Err(failure),
         }
     }
 
@@ -467,6 +517,10 @@ impl Engine for DockerEngine {
 
     async fn set_amounts(&self, id: &str, amounts: Amounts) -> Result<(), EngineError> {
         let found = self.must_find(Operation::SetAmounts, id).await?;
+        match self.agreed(Operation::SetAmounts).await?.dialect {
+            Dialect::Docker => {}
+            Dialect::Podman => return Err(convert::no_new_amounts().into()),
+        }
         let info = self
             .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
                 docker.info().await
@@ -533,20 +587,36 @@ impl Engine for DockerEngine {
 
     async fn watch(&self, device: &DeviceId, nudge: impl Fn()) -> Result<(), EngineError> {
         let docker = self.docker(Operation::Watch).await?;
-        let mut filters = own_label(device);
-        filters.insert("type".to_owned(), vec!["container".to_owned()]);
-        let events = EVENTS.iter().map(ToString::to_string).collect();
-        filters.insert("event".to_owned(), events);
+        // Not filtered by label: what happens to networks carries no labels of containers.
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+        let filters = HashMap::from([
+            ("type".to_owned(), words(&["container", "network"])),
+            ("event".to_owned(), words(&EVENTS)),
+        ]);
         let mut stream = std::pin::pin!(docker.events(Some(EventsOptions {
             filters: Some(filters),
             ..EventsOptions::default()
         })));
         while let Some(event) = stream.next().await {
-            event.map_err(|error| fault(Operation::Watch, error))?;
-            nudge();
+            let event = event.map_err(|error| fault(Operation::Watch, error))?;
+            if may_concern(device, &event) {
+                nudge();
+            }
         }
         Ok(())
     }
+}
+
+/// Whether an event is about this device's containers, or about a network that one may be in.
+fn may_concern(device: &DeviceId, event: &EventMessage) -> bool {
+    if event.typ == Some(EventMessageTypeEnum::NETWORK) {
+        return true;
+    }
+    let labels = event
+        .actor
+        .as_ref()
+        .and_then(|actor| actor.attributes.as_ref());
+    labels.is_some_and(|labels| labels::belongs_to(labels, device))
 }
 
 fn own_label(device: &DeviceId) -> HashMap<String, Vec<String>> {
@@ -568,8 +638,22 @@ async fn bounded<T>(
     }
 }
 
+/// The engine does not speak the API version that was agreed on.
+#[derive(Debug, thiserror::Error)]
+#[error("it speaks other versions of its API: {0}")]
+struct OtherVersion(String);
+
 fn fault(operation: Operation, error: DockerError) -> EngineError {
     match error {
+        // An engine that was upgraded or taken back while the agent ran. As good as away: the next
+        // call agrees on a version again.
+        DockerError::DockerResponseServerError {
+            status_code: 400,
+            message,
+        } if message.contains("client version") => EngineError::Unreachable {
+            operation,
+            source: Box::new(OtherVersion(foreign(&message))),
+        },
         DockerError::DockerResponseServerError {
             status_code,
             message,
@@ -599,9 +683,13 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// The engine's version names its components; Docker's is called "Engine".
-fn is_podman(version: &SystemVersion) -> bool {
+fn dialect(version: &SystemVersion) -> Dialect {
     let mut components = version.components.iter().flatten();
-    components.any(|component| component.name.starts_with("Podman"))
+    if components.any(|component| component.name.starts_with("Podman")) {
+        Dialect::Podman
+    } else {
+        Dialect::Docker
+    }
 }
 
 fn is_this_sandbox(found: &EngineContainer, new: &NewSandbox<'_>) -> bool {

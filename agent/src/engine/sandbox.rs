@@ -79,7 +79,7 @@ const LOAD_ADDRESS: u64 = 0x40_0000;
 const PAGE: u64 = 0x1_0000;
 
 /// The program for this platform as an executable file.
-pub(crate) fn program(platform: &Platform) -> Result<Vec<u8>, NoProgram> {
+pub fn program(platform: &Platform) -> Result<Vec<u8>, NoProgram> {
     let machine = match (platform.os.as_str(), platform.architecture.as_str()) {
         ("linux", "amd64") => AMD64,
         ("linux", "arm64") => ARM64,

@@ -117,7 +117,7 @@ impl<E: Engine> Execution<'_, E> {
         restart: RestartPolicy,
         candidate: Option<Identity>,
     ) -> Result<Change, EngineError> {
-        self.engine.set_restart(&container.id, restart).await?;
+        self.arm(container, restart).await?;
         match self.engine.start(&container.id).await {
             Ok(()) => Ok(Change::None),
             Err(error) if says_it_cannot_start(&error) => {
@@ -137,14 +137,38 @@ impl<E: Engine> Execution<'_, E> {
         }
     }
 
+    /// Sets the restart policy that a container does not have yet.
+    ///
+    /// An engine whose disk is full changes no policy, but starts what is made (measured): a container that
+    /// is to serve again is then started without one, and gets it when there is room.
+    async fn arm(
+        &self,
+        container: &ContainerRef,
+        restart: RestartPolicy,
+    ) -> Result<(), EngineError> {
+        let containers = self.observed.containers.iter();
+        let containers = containers.map(|found| (&found.id, found.restart));
+        let sandboxes = self.observed.sandboxes.iter();
+        let mut all = containers.chain(sandboxes.map(|found| (&found.id, found.restart)));
+        if all.any(|(id, has)| *id == container.id && has == restart) {
+            return Ok(());
+        }
+        match self.engine.set_restart(&container.id, restart).await {
+            Err(error) if error.is_disk_full() && restart != RestartPolicy::No => {
+                tracing::warn!(
+                    error = %chain(&error),
+                    "{container} gets its restart policy once the disk has room"
+                );
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// Takes the restart policy away first: an engine brings a stopped container with `always` back
     /// when it restarts, and then two of a service would run (I1, I2).
     pub(super) async fn stop(&self, container: &ContainerRef) -> Result<Change, EngineError> {
-        match self
-            .engine
-            .set_restart(&container.id, RestartPolicy::No)
-            .await
-        {
+        match self.arm(container, RestartPolicy::No).await {
             Err(EngineError::Refused { status: 404, .. }) => return Ok(Change::None),
             other => other?,
         }
@@ -170,7 +194,7 @@ impl<E: Engine> Execution<'_, E> {
         {
             secrets::ensure(self.files, &found.key, &service.config)?;
         }
-        self.engine.set_restart(&container.id, restart).await?;
+        self.arm(container, restart).await?;
         match self.engine.start(&container.id).await {
             Ok(()) => Ok(observed.map_or(Change::None, |found| {
                 let mut history = self.tidied(&found.key, &container.id);
@@ -210,7 +234,7 @@ impl<E: Engine> Execution<'_, E> {
     ) -> Result<Change, EngineError> {
         self.engine.set_restart(&container.id, restart).await?;
         let mut history = self.tidied(key, &container.id);
-        history.last_good = Some(service.clone());
+        history.commit(service);
         history.attempts = None;
         let mut containers = self.observed.containers.iter();
         let ended = containers.any(|found| {
@@ -261,6 +285,7 @@ fn says_it_cannot_start(error: &EngineError) -> bool {
             *operation == Operation::Start
                 && !matches!(status, 404 | 409)
                 && !error.is_engine_away()
+                && !error.is_disk_full()
         }
         EngineError::TimedOut { .. }
         | EngineError::Unreachable { .. }

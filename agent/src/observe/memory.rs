@@ -3,9 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_plan::{ContainerState, Health, ProbeState};
+use holdfast_plan::{ContainerState, Health, ProbeState, StoredImage};
 
 use crate::engine::EngineContainer;
+
+/// So long a list of images is good enough: nothing that a swap waits for depends on it, and listing them
+/// between the stop of the old container and the start of the new one would cost time.
+const IMAGES_MS: u64 = 10_000;
 
 /// What was seen of one start of a container.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ struct Seen {
 pub struct Memory {
     seen: BTreeMap<String, Seen>,
     witnessed: BTreeSet<String>,
+    /// The engine's images, and when they were listed.
+    images: Option<(Vec<StoredImage>, u64)>,
     last_look_ms: u64,
     lost_sight: bool,
 }
@@ -74,6 +80,22 @@ impl Memory {
             .retain(|id| containers.iter().any(|container| container.id == *id));
     }
 
+    /// The engine's images as they were listed a moment ago; none if that is too long ago.
+    pub fn images(&self, now_ms: u64) -> Option<&[StoredImage]> {
+        let (images, at_ms) = self.images.as_ref()?;
+        (now_ms.saturating_sub(*at_ms) < IMAGES_MS).then_some(images.as_slice())
+    }
+
+    /// Notes what the engine stores now.
+    pub fn note_images(&mut self, images: Vec<StoredImage>, now_ms: u64) {
+        self.images = Some((images, now_ms));
+    }
+
+    /// The agent changed something about images: they are listed anew.
+    pub fn forget_images(&mut self) {
+        self.images = None;
+    }
+
     /// The agent itself started this container: how it ends from now on counts.
     pub fn began(&mut self, id: &str) {
         self.witnessed.insert(id.to_owned());
@@ -83,6 +105,7 @@ impl Memory {
     pub fn lose_sight(&mut self) {
         self.lost_sight = true;
         self.witnessed.clear();
+        self.images = None;
     }
 
     /// How long this container has run in its present start.

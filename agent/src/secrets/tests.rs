@@ -67,6 +67,11 @@ fn a_file_that_is_there_is_not_touched_and_a_missing_one_comes_back() {
     fs::write(path.with_file_name("half"), "hun").unwrap();
     ensure(&place, &key("web"), &spec).unwrap();
     assert_eq!(fs::read_to_string(path).unwrap(), "hunter2");
+    // What Podman makes of it.
+    fs::remove_file(path).unwrap();
+    fs::create_dir(path).unwrap();
+    ensure(&place, &key("web"), &spec).unwrap();
+    assert_eq!(fs::read_to_string(path).unwrap(), "hunter2");
 }
 
 #[test]

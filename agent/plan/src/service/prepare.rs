@@ -4,8 +4,10 @@ use holdfast_proto::target::ServiceTarget;
 
 use super::link::Link;
 use super::{View, wait_until};
+use crate::disk::{self, Shortage};
+use crate::images::{self, keep_tag};
 use crate::observed::ImagePresence;
-use crate::step::{Hold, Plan, Step};
+use crate::step::{Hold, Plan, PullReason, Step};
 
 impl View<'_> {
     /// Gets the image and makes the container.
@@ -94,6 +96,32 @@ impl View<'_> {
         missing && retry.is_none_or(|retry| retry.not_before <= situation.now)
     }
 
+    /// What the update lacks on the disk before anything is made or stopped for it.
+    pub(super) fn lacks_room(&self, service: &ServiceTarget) -> Option<Shortage> {
+        let (situation, pinned) = (self.situation, service.pinned_image()?);
+        let expected = service.pin.as_ref()?.expected.as_ref()?;
+        let present = matches!(
+            situation.observed.images.get(&pinned),
+            Some(ImagePresence::Present { .. })
+        );
+        if present || !self.stops_first(service) {
+            return disk::lacks_for_swap(situation);
+        }
+        // Once everything has made room, the pull itself is asked whether it fits.
+        if self.containers.is_empty() {
+            return None;
+        }
+        let gain_bytes = images::clears_bytes(situation, service, self.history);
+        disk::lacks(situation, &pinned, expected.size_bytes, gain_bytes)
+    }
+
+    pub(super) fn hold_no_space(&self, shortage: Shortage, plan: &mut Plan) {
+        plan.holds.push(Hold::NoSpace {
+            key: self.key.clone(),
+            shortage,
+        });
+    }
+
     fn pull(&self, service: &ServiceTarget, pinned: &str, plan: &mut Plan) {
         let Some(pin) = &service.pin else { return };
         let Some(expected) = pin.expected.clone() else {
@@ -110,6 +138,12 @@ impl View<'_> {
             });
             return;
         }
+        if let Some(shortage) = disk::lacks_for_pull(self.situation, pinned, expected.size_bytes) {
+            self.hold_no_space(shortage, plan);
+            return;
+        }
+        let device = &self.situation.observed.device;
+        let keep = keep_tag(device, self.key, &expected.config_digest);
         let platform = pin
             .platform
             .as_ref()
@@ -120,6 +154,8 @@ impl View<'_> {
             image: pinned.to_owned(),
             expected,
             platform,
+            keep,
+            why: PullReason::Update,
         });
     }
 

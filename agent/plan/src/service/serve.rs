@@ -111,7 +111,7 @@ impl<'a> View<'a> {
             self.join_networks(service, &container.handle(), &container.network, plan);
             return false;
         };
-        let lost = container.network.stale || sandbox.state != ContainerState::Running;
+        let lost = container.network.stale || !sandbox.state.holds_a_network();
         if self.raise_network(service, container, link, None, plan) && lost {
             plan.steps
                 .push(self.stop(container, StopReason::NetworkLost));
@@ -232,7 +232,10 @@ impl<'a> View<'a> {
             | Step::CreateNetwork { .. }
             | Step::CreateSandbox { .. }
             | Step::Pull { .. } => !ready,
-            Step::Commit { .. }
+            Step::Keep { .. }
+            | Step::Release { .. }
+            | Step::Collect { .. }
+            | Step::Commit { .. }
             | Step::Complete { .. }
             | Step::Reject { .. }
             | Step::Remove { .. }
@@ -252,7 +255,7 @@ impl View<'_> {
         let lender = container.network.shares.as_ref();
         let mut sandboxes = self.situation.observed.sandboxes.iter();
         let lent = lender.is_none_or(|lender| {
-            sandboxes.any(|found| found.id == *lender && found.state == ContainerState::Running)
+            sandboxes.any(|found| found.id == *lender && found.state.holds_a_network())
         });
         container.is(good)
             && container.state == ContainerState::Running

@@ -174,7 +174,7 @@ impl<'a> View<'a> {
         let Link::Of(sandbox) = link else {
             return false;
         };
-        let lost = candidate.network.stale || sandbox.state != ContainerState::Running;
+        let lost = candidate.network.stale || !sandbox.state.holds_a_network();
         if !candidate.state.is_up() || !lost {
             return false;
         }

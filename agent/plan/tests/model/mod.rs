@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use holdfast_plan::{
     Amounts, Container, ContainerState, GateRules, History, Hold, ImagePresence, Joined,
-    NetworkState, Observed, Plan, Rejected, Sandbox, Situation, Step, plan,
+    NetworkState, Observed, Plan, Rejected, Sandbox, Situation, Step, StoredImage, canonical, plan,
+    rollback_ready,
 };
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::ServiceKey;
@@ -108,16 +109,29 @@ impl Model {
     fn run(&mut self, step: Step) {
         match step {
             Step::Pull {
+                key,
                 image,
                 expected,
                 platform,
+                keep,
                 ..
             } => {
                 let config = Some(expected.config_digest);
+                self.store(&image).tags.insert(keep);
+                self.history.pulled.entry(image.clone()).or_insert(key);
                 self.observed
                     .images
                     .insert(image, ImagePresence::Present { config, platform });
             }
+            Step::Keep { image, tag, .. } => {
+                self.store(&image).tags.insert(tag);
+            }
+            Step::Release { tag, .. } => {
+                for image in self.observed.stored.iter_mut().flatten() {
+                    image.tags.remove(&tag);
+                }
+            }
+            Step::Collect { image, .. } => self.collect(&image),
             Step::Create {
                 key,
                 name,
@@ -246,7 +260,7 @@ impl Model {
                 let ended = committed.state == ContainerState::Exited { code: 0 };
                 let identity = service.identity().filter(|_| ended);
                 let entry = self.past(&key);
-                entry.last_good = Some(*service);
+                entry.commit(&service);
                 entry.rejected = None;
                 entry.attempts = None;
                 entry.completed = identity;
@@ -273,6 +287,48 @@ impl Model {
             }
         }
         self.check_one_comes_back();
+    }
+
+    /// The image in the engine's store, put there if it is not.
+    fn store(&mut self, image: &str) -> &mut StoredImage {
+        let name = canonical(image);
+        let stored = self.observed.stored.as_mut().expect("it is known");
+        let found = stored.iter().position(|one| one.digests.contains(&name));
+        let position = found.unwrap_or_else(|| {
+            stored.push(StoredImage {
+                digests: [name].into(),
+                ..StoredImage::default()
+            });
+            stored.len() - 1
+        });
+        &mut stored[position]
+    }
+
+    fn collect(&mut self, image: &str) {
+        assert!(
+            self.history.pulled.remove(image).is_some(),
+            "I9: only what the agent pulled is removed"
+        );
+        let found = self.store(image).clone();
+        assert!(found.tags.is_empty(), "I9: somebody named it: {found:?}");
+        let mut containers = self.observed.containers.iter();
+        assert!(
+            containers.all(|container| container.image != image),
+            "an engine refuses to remove an image that is in use"
+        );
+        for (key, service) in self.target.services() {
+            assert_ne!(service.image_name, image, "an image of the target stays");
+            let past = self.history.services.get(&key);
+            let good = past.and_then(|past| past.last_good.as_ref());
+            let asked_for = service.config.strategy() == Strategy::DeleteThenDownload;
+            assert!(
+                asked_for || good.is_none_or(|good| good.image_name != image),
+                "I4: the image of the last good spec is removed"
+            );
+        }
+        let stored = self.observed.stored.as_mut().expect("it is known");
+        stored.retain(|one| !one.digests.contains(&canonical(image)));
+        self.observed.images.remove(image);
     }
 
     fn create(
@@ -491,6 +547,11 @@ impl Model {
                 }
                 None => assert!(up.is_empty(), "a rejected first deployment does not run"),
             }
+        }
+        for (key, _) in self.target.services() {
+            let past = self.history.services.get(&key);
+            let ready = past.and_then(|past| rollback_ready(&self.observed, past));
+            assert!(waits || ready != Some(false), "the ways back are there");
         }
         for container in &self.observed.containers {
             let in_target = self.target.services().any(|(key, _)| key == container.key);

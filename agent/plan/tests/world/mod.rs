@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_plan::{Joined, Network, NetworkKey, Published, attachments};
+use holdfast_plan::{
+    Joined, Network, NetworkKey, Published, StoredImage, attachments, canonical, keep_tag,
+};
 use holdfast_proto::id::{AppId, DeviceId, ServiceKey, ServiceName};
 use holdfast_proto::image::{
     ConfigDigest, Digest, Expected, ManifestDigest, Pin, Reference, Resolution, ResolutionStatus,
@@ -33,7 +35,8 @@ pub(crate) fn key(name: &str) -> ServiceKey {
 /// container spec, `A'` is A behind another index; `?` was never resolved; `arm` is for arm64 only.
 ///
 /// Words after the letter: `port=80`, `sandbox=off`, `restart=no`, `net=service:db`, `join=back`,
-/// `needs=db:healthy`, `strategy=hand-over`, `soak=5s`, `probe=80`, `memory=64m`.
+/// `needs=db:healthy`, `strategy=hand-over`, `soak=5s`, `probe=80`, `memory=64m`. Each image takes 10 MB
+/// to fetch.
 pub(crate) fn service(name: &str, spec: &str) -> ServiceTarget {
     let whole = spec;
     let spec = whole.split(' ').next().expect("a letter");
@@ -52,7 +55,7 @@ pub(crate) fn service(name: &str, spec: &str) -> ServiceTarget {
         expected: resolved.then(|| Expected {
             manifest_digest: manifest,
             config_digest: ConfigDigest(Digest::of(format!("config {letter}").as_bytes())),
-            size_bytes: 1,
+            size_bytes: 10_000_000,
         }),
         platform: resolved.then(|| {
             (if spec == "arm" {
@@ -123,6 +126,21 @@ fn config(spec: &str, read_only: bool) -> ServiceSpec {
         json["x-holdfast"] = options.into();
     }
     serde_json::from_value(json).expect("a spec")
+}
+
+/// The tag that keeps the image of `spec` for a service.
+pub(crate) fn keep(name: &str, spec: &str) -> String {
+    let identity = service(name, spec).identity().expect("resolved");
+    keep_tag(&device(), &key(name), &identity.config_digest)
+}
+
+/// The image of `spec` in the engine's store, with these tags.
+pub(crate) fn stored(spec: &str, tags: impl IntoIterator<Item = String>) -> StoredImage {
+    StoredImage {
+        tags: tags.into_iter().collect(),
+        digests: [canonical(&service("any", spec).image_name)].into(),
+        size_bytes: 20_000_000,
+    }
 }
 
 /// A network of the one app.

@@ -165,6 +165,17 @@ impl DockerEngine {
         .await
     }
 
+    /// Connects a container that is not running to all its networks again, with the names it has: what
+    /// an engine that was killed left of an earlier connection is in the way otherwise.
+    pub(super) async fn connect_anew(&self, found: &EngineContainer) -> Result<(), EngineError> {
+        for (network, attachment) in &found.networks {
+            let aliases: Vec<String> = attachment.aliases.iter().cloned().collect();
+            self.disconnect_from(network, &found.id).await?;
+            self.connect_once(network, &found.id, &aliases).await?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn disconnect_from(
         &self,
         network: &str,

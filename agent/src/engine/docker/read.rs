@@ -10,13 +10,17 @@ use bollard::models::{
     EndpointSettings, HealthStatusEnum, HostConfig, PortBinding, PortMap,
 };
 use holdfast_plan::{Amounts, ContainerState, Health, Published};
+use holdfast_proto::spec::RestartPolicy;
 
-use super::exec;
-use crate::engine::{EngineAttachment, EngineContainer, EngineError, convert};
+use super::{Dialect, exec};
+use crate::engine::{EngineAttachment, EngineContainer, EngineError, convert, labels};
 use crate::fault::foreign;
 
 /// What `docker inspect` says of a container.
-pub(super) fn container(found: ContainerInspectResponse) -> Result<EngineContainer, EngineError> {
+pub(super) fn container(
+    found: ContainerInspectResponse,
+    dialect: Dialect,
+) -> Result<EngineContainer, EngineError> {
     let id = found.id.ok_or_else(|| EngineError::Nonsense {
         detail: "a container has no id".to_owned(),
     })?;
@@ -27,25 +31,46 @@ pub(super) fn container(found: ContainerInspectResponse) -> Result<EngineContain
     let health = state.health.as_ref();
     let name = found.name.unwrap_or_default();
     let labels = found.config.and_then(|config| config.labels);
+    let labels = labels.unwrap_or_default();
+    let life = lifecycle(&state);
+    let shares = owner(host.network_mode.as_deref());
     Ok(EngineContainer {
         id,
         name: name.trim_start_matches('/').to_owned(),
-        labels: labels.unwrap_or_default(),
-        state: lifecycle(&state),
+        state: life,
         probe_error: health.and_then(exec::health_check_fault),
         health: health.and_then(|health| verdict(health.status?)),
         restart_count: found.restart_count.map_or(0, amount),
         oom_killed: state.oom_killed.unwrap_or(false),
-        restart: convert::restart_from(host.restart_policy.as_ref()),
+        restart: match dialect {
+            Dialect::Docker => convert::restart_from(host.restart_policy.as_ref()),
+            Dialect::Podman => followed(life, &labels),
+        },
         started_at: state.started_at.unwrap_or_default(),
         start_error: foreign(&state.error.unwrap_or_default()),
         addresses: addresses(host.network_mode.as_deref(), &endpoints),
         image_id: found.image.and_then(|id| id.parse().ok()),
-        shares: owner(host.network_mode.as_deref()),
-        networks: attachments(endpoints),
+        // Podman shows the connections of the container whose network it is.
+        networks: if shares.is_some() {
+            BTreeMap::new()
+        } else {
+            attachments(endpoints)
+        },
+        shares,
         published: published(settings.ports.unwrap_or_default()),
         amounts: amounts(&host),
+        labels,
     })
+}
+
+/// The restart policy that the agent itself follows, where the engine cannot change one: it looks
+/// after what runs, and leaves alone what was stopped.
+fn followed(state: ContainerState, labels: &HashMap<String, String>) -> RestartPolicy {
+    match labels::read(labels) {
+        Some(own) if state.is_up() && own.sandbox_hash.is_some() => RestartPolicy::Always,
+        Some(own) if state.is_up() => own.wanted_restart,
+        Some(_) | None => RestartPolicy::No,
+    }
 }
 
 fn lifecycle(state: &EngineState) -> ContainerState {
@@ -100,8 +125,10 @@ fn attachments(endpoints: HashMap<String, EndpointSettings>) -> BTreeMap<String,
         .map(|(network, endpoint)| {
             let address = |text: Option<String>| text.and_then(|text| text.parse().ok());
             let v6 = address(endpoint.global_ipv6_address);
+            // Podman writes the name for the id: then the id is not known.
+            let id = endpoint.network_id.filter(|id| *id != network);
             let attachment = EngineAttachment {
-                network_id: endpoint.network_id.unwrap_or_default(),
+                network_id: id.unwrap_or_default(),
                 aliases: endpoint.aliases.into_iter().flatten().collect(),
                 address: address(endpoint.ip_address).or(v6),
             };

@@ -29,6 +29,64 @@ fn refusals_are_told_from_an_engine_that_is_away() {
 }
 
 #[test]
+fn an_engine_of_another_version_is_away_until_a_version_is_agreed_on_again() {
+    for words in [
+        "client version 1.50 is too new. Maximum supported API version is 1.41",
+        "client version 1.41 is too old. Minimum supported API version is 1.44",
+    ] {
+        let error = DockerError::DockerResponseServerError {
+            status_code: 400,
+            message: words.to_owned(),
+        };
+        let error = fault(Operation::Create, error);
+        assert!(error.is_engine_away() && !error.is_final(), "{error}");
+        assert!(crate::fault::chain(&error).contains(words));
+    }
+}
+
+#[test]
+fn events_of_other_devices_containers_do_not_count() {
+    let device = DeviceId::from_random([1; 16]);
+    let event = |json: String| serde_json::from_str::<EventMessage>(&json).unwrap();
+    let of = |device: &str| {
+        event(format!(
+            r#"{{"Type":"container","Action":"die","Actor":{{"Attributes":{{"io.holdfast.device":"{device}"}}}}}}"#
+        ))
+    };
+    assert!(may_concern(&device, &of(&device.to_string())));
+    assert!(!may_concern(&device, &of("another")));
+    assert!(may_concern(
+        &device,
+        &event(r#"{"Type":"network","Action":"disconnect"}"#.to_owned())
+    ));
+}
+
+#[test]
+fn podman_is_told_by_its_component_and_described_as_the_agent_acts() {
+    let version = |name: &str| {
+        let text = format!(r#"{{"Components":[{{"Name":"{name}","Version":"4.3.1"}}]}}"#);
+        dialect(&serde_json::from_str(&text).unwrap())
+    };
+    assert_eq!(version("Podman Engine"), Dialect::Podman);
+    assert_eq!(version("Engine"), Dialect::Docker);
+    let found = |state: &str, more: &str| {
+        let json = format!(
+            r#"{{"Id":"c1","State":{{"Status":"{state}"}},"HostConfig":{{"RestartPolicy":{{"Name":"no"}},
+                "NetworkMode":"container:c0"}},"NetworkSettings":{{"Networks":{{"n":{{"NetworkID":"n"}}}}}},
+                "Config":{{"Labels":{{"io.holdfast.app":"1","io.holdfast.service":"web",
+                "io.holdfast.restart":"unless-stopped"{more}}}}}}}"#
+        );
+        container(serde_json::from_str(&json).unwrap(), Dialect::Podman).unwrap()
+    };
+    let running = found("running", "");
+    assert_eq!(running.restart, RestartPolicy::UnlessStopped);
+    assert_eq!(running.networks.len(), 0, "they are the other container's");
+    assert_eq!(found("exited", "").restart, RestartPolicy::No);
+    let sandbox = found("running", r#","io.holdfast.role":"sandbox""#);
+    assert_eq!(sandbox.restart, RestartPolicy::Always);
+}
+
+#[test]
 fn only_an_impossible_create_is_final() {
     assert!(refused(Operation::Create, 400).is_final());
     for (operation, status) in [
@@ -90,14 +148,14 @@ fn containers_are_described_in_our_words() {
             "Config":{"Labels":{"a":"b"}}}"#,
     )
     .unwrap();
-    let found = container(found).unwrap();
+    let found = container(found, Dialect::Docker).unwrap();
     assert_eq!(found.name, "web");
     assert_eq!(found.state, ContainerState::Exited { code: 137 });
     assert_eq!(found.restart, RestartPolicy::OnFailure(Some(3)));
     assert_eq!(found.restart_count, 2);
     assert!(found.oom_killed);
     assert_eq!(found.labels["a"], "b");
-    assert!(container(ContainerInspectResponse::default()).is_err());
+    assert!(container(ContainerInspectResponse::default(), Dialect::Docker).is_err());
 }
 
 #[test]
@@ -116,7 +174,7 @@ fn the_restart_policy_survives_the_journey_to_the_engine_and_back() {
 }
 
 fn inspected(json: &str) -> EngineContainer {
-    container(serde_json::from_str(json).unwrap()).unwrap()
+    container(serde_json::from_str(json).unwrap(), Dialect::Docker).unwrap()
 }
 
 #[test]
