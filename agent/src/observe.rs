@@ -87,10 +87,15 @@ pub async fn observe<E: Engine>(
             (found.id.clone(), start)
         })
         .collect();
-    let trials = trials(&found, subject);
+    let mut trials = trials(&found, subject);
     for found in found {
         sort_in(found, subject, &started, memory, &mut observed);
     }
+    // A stranger that copied our labels is nobody's candidate.
+    trials.retain(|trial| {
+        let mut ours = observed.containers.iter();
+        ours.any(|container| container.id == trial.id)
+    });
     Ok(Look { observed, trials })
 }
 

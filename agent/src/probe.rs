@@ -1,9 +1,9 @@
 //! Owns the health probes of containers on trial: asks each at its own interval, all side by side.
 //!
-//! For the reconcile loop there are two calls. After each look, [`Prober::watch`] is told every
-//! container that is on trial and has a probe; its answers are then in [`Prober::state`], for the
-//! planner. While the loop waits, [`Prober::changed`] is one of the things it waits for: it ends
-//! when an answer says something new. Dropping that future loses nothing.
+//! After each look the reconcile loop tells [`Prober::watch`] every container that is on trial and
+//! has a probe; what they answered is in [`Prober::states`], for the planner. While the loop waits,
+//! [`Prober::changed`] is one of the things it waits for: it ends when an answer says something new.
+//! Dropping that future loses nothing.
 //!
 //! Refuses to decide: what a state means is the gate's business. Refuses to follow a redirect, to
 //! use a proxy, or to read more of an answer than it needs.
@@ -25,6 +25,9 @@ use crate::clock::Clock;
 use crate::engine::{Engine, EngineError, Executed};
 use crate::fault::chain;
 
+/// A timer that ends so much too late says that the agent did not run, not that nobody answered.
+const STALLED_MS: u64 = 500;
+
 /// A running container whose probe the gate waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
@@ -45,7 +48,7 @@ enum Outcome {
     Failed(String),
     /// It can never be answered.
     CannotRun(String),
-    /// The engine was away: that says nothing of the container.
+    /// The engine was away, or this agent had no time to look: that says nothing of the container.
     Unknown,
 }
 
@@ -100,12 +103,7 @@ impl<'a, E: Engine, C: Clock> Prober<'a, E, C> {
         }
     }
 
-    /// What a container has answered so far; none if it is not on trial.
-    pub fn state(&self, id: &str) -> Option<&ProbeState> {
-        self.watched.get(id).map(|watched| &watched.state)
-    }
-
-    /// What every container on trial has answered so far.
+    /// What each container on trial has answered so far, by its id.
     pub fn states(&self) -> BTreeMap<String, ProbeState> {
         let state = |(id, watched): (&String, &Watched<'a>)| (id.clone(), watched.state.clone());
         self.watched.iter().map(state).collect()
@@ -210,14 +208,24 @@ async fn ask<E: Engine, C: Clock>(engine: &E, clock: &C, trial: &Trial) -> Outco
     if let ProbeAction::Exec(_) = trial.probe.action {
         return answer.await;
     }
+    let begun_ms = clock.monotonic_ms();
     tokio::select! {
+        biased;
         outcome = answer => outcome,
-        () = clock.sleep_ms(timeout_ms) => Outcome::Failed(too_slow(timeout_ms)),
+        () = clock.sleep_ms(timeout_ms) => {
+            let took_ms = clock.monotonic_ms().saturating_sub(begun_ms);
+            too_slow(timeout_ms, took_ms)
+        }
     }
 }
 
-fn too_slow(timeout_ms: u64) -> String {
-    format!("no answer within {timeout_ms} ms")
+/// An answer that nobody looked for in time, because the agent itself was slow, may have been there.
+fn too_slow(timeout_ms: u64, took_ms: u64) -> Outcome {
+    if took_ms > timeout_ms + STALLED_MS {
+        Outcome::Unknown
+    } else {
+        Outcome::Failed(format!("no answer within {timeout_ms} ms"))
+    }
 }
 
 /// Asks at one address after the other until one answers well.

@@ -208,11 +208,13 @@ fn judge_running(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -
             None => Verdict::Pass,
         };
     }
-    let start_period_ms = spec
-        .healthcheck
-        .as_ref()
-        .and_then(|check| check.start_period)
-        .map_or(0, Period::as_millis);
+    let check = spec.healthcheck.as_ref();
+    let start_periods = [
+        check.and_then(|check| check.start_period),
+        probe.map(|probe| probe.start_period),
+    ];
+    let start_periods = start_periods.into_iter().flatten();
+    let start_period_ms = start_periods.map(Period::as_millis).max().unwrap_or(0);
     let timeout_ms = options
         .and_then(|options| options.handover_timeout)
         .map_or(rules.healthy_timeout_ms, Period::as_millis)

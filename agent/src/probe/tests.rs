@@ -68,9 +68,9 @@ async fn until(
 ) -> ProbeState {
     let probing = async {
         loop {
-            let state = prober.state(id).unwrap();
-            if wanted(state) {
-                return state.clone();
+            let state = prober.states().remove(id).unwrap();
+            if wanted(&state) {
+                return state;
             }
             prober.changed().await;
         }
@@ -97,7 +97,7 @@ async fn a_probe_passes_once_the_app_answers_well() {
     let mut prober = Prober::new(&engine, &clock);
     let http = json!({ "http": { "port": port, "path": "/ready?x=1" }, "interval": "100ms", "retries": 9 });
     prober.watch(vec![trial("c1", &http)]);
-    assert_eq!(prober.state("c1"), Some(&ProbeState::default()));
+    assert_eq!(prober.states()["c1"], ProbeState::default());
     let mut serving = std::pin::pin!(serving);
     let state = until(&mut prober, "c1", serving.as_mut(), |state| {
         state.failures_in_a_row == 2
@@ -246,7 +246,7 @@ async fn one_address_of_several_is_enough_and_none_is_a_failure() {
     // An address that becomes known later is used, and nothing that was counted is lost.
     nowhere.addresses = here.addresses.clone();
     prober.watch(vec![here, nowhere]);
-    assert!(prober.state("c2").unwrap().failures_in_a_row > 0);
+    assert!(prober.states()["c2"].failures_in_a_row > 0);
     until(&mut prober, "c2", std::future::pending(), |state| {
         state.passed
     })
@@ -261,16 +261,16 @@ fn another_start_or_probe_is_asked_from_the_beginning_and_what_is_not_on_trial_i
     prober.watch(vec![tcp.clone()]);
     let failed = || Outcome::Failed("x".to_owned());
     assert!(prober.note("c1", failed()));
-    assert_eq!(prober.state("c1").unwrap().failures_in_a_row, 1);
+    assert_eq!(prober.states()["c1"].failures_in_a_row, 1);
     prober.watch(vec![tcp.clone()]);
-    assert_eq!(prober.state("c1").unwrap().failures_in_a_row, 1);
+    assert_eq!(prober.states()["c1"].failures_in_a_row, 1);
     prober.watch(vec![Trial {
         started_at: "two".to_owned(),
         ..tcp
     }]);
-    assert_eq!(prober.state("c1"), Some(&ProbeState::default()));
+    assert_eq!(prober.states()["c1"], ProbeState::default());
     prober.watch(vec![]);
-    assert_eq!(prober.state("c1"), None);
+    assert!(prober.states().is_empty());
     assert!(!prober.note("c1", failed()));
 }
 
@@ -335,4 +335,10 @@ fn a_program_that_cannot_run_is_told_from_one_that_says_no() {
         after(&fresh, cannot(), &probe, false).cannot_run.as_deref(),
         Some("gone")
     );
+}
+
+#[test]
+fn an_agent_that_was_too_slow_to_look_blames_nobody() {
+    assert!(matches!(too_slow(1_000, 1_003), Outcome::Failed(_)));
+    assert_eq!(too_slow(1_000, 4_000), Outcome::Unknown);
 }

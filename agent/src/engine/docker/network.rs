@@ -12,7 +12,8 @@ use holdfast_proto::id::DeviceId;
 
 use super::{CHANGE_TIMEOUT, DockerEngine, READ_TIMEOUT, absent_is_none};
 use crate::engine::{
-    EngineAttachment, EngineContainer, EngineError, EngineNetwork, Operation, convert, labels,
+    EngineAttachment, EngineContainer, EngineError, EngineNetwork, Operation, convert, guard,
+    labels,
 };
 
 impl DockerEngine {
@@ -68,6 +69,7 @@ impl DockerEngine {
             labels: Some(labels.clone()),
             ..NetworkCreateRequest::default()
         };
+        guard::network(&self.policy, &request)?;
         let outcome = self
             .call(
                 Operation::CreateNetwork,

@@ -98,8 +98,9 @@ pub(super) fn mount(
             if let Some(options) = bind_options {
                 bind_mount_options(options, field)?;
             }
-            let own = source
-                .and_then(clean_path)
+            let own_files = own_files.and_then(|own| clean_path(&own.to_string_lossy()));
+            let path = source.and_then(clean_path);
+            let own = path
                 .zip(own_files)
                 .is_some_and(|(path, own)| Path::new(&path).starts_with(own));
             if own && *read_only == Some(true) {
