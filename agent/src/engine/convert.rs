@@ -51,6 +51,9 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) api_version: (usize, usize),
     /// Where the files of secrets and configs are.
     pub(crate) runtime_dir: &'a Path,
+    /// Whether a shared network comes with its container's host name, as with Docker; else each
+    /// container keeps its own.
+    pub(crate) shares_hostname: bool,
 }
 
 /// Newer than every version that anything here depends on.
@@ -80,7 +83,10 @@ pub(crate) fn create_body(
     Ok(ContainerCreateBody {
         image: Some(new.service.image_name.clone()),
         // In a shared network these are the other container's, and engines refuse them here.
-        hostname: spec.hostname.clone().filter(|_| owns_network),
+        hostname: spec
+            .hostname
+            .clone()
+            .filter(|_| owns_network || !around.shares_hostname),
         user: spec.user.clone(),
         working_dir: spec.working_dir.clone(),
         cmd: spec.command.as_ref().map(|line| line.0.clone()),

@@ -361,10 +361,15 @@ impl Engine for DockerEngine {
     }
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
-        let version = self.docker(Operation::Create).await?.client_version();
+        let agreed = self.agreed(Operation::Create).await?;
+        let version = agreed.docker.client_version();
         let around = convert::Surroundings {
             api_version: (version.major_version, version.minor_version),
             runtime_dir: &self.runtime_dir,
+            shares_hostname: match agreed.dialect {
+                Dialect::Docker => true,
+                Dialect::Podman => false,
+            },
         };
         let body = Box::new(convert::create_body(new, around)?);
         let networks: Vec<&str> = new.network.names().collect();

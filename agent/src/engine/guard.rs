@@ -100,6 +100,7 @@ pub fn refusals(
         let around = convert::Surroundings {
             api_version: convert::NEWEST_API,
             runtime_dir,
+            shares_hostname: true,
         };
         let body = convert::create_body(&new, around).ok()?;
         let files = secrets::service_folder(runtime_dir, key);

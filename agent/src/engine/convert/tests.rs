@@ -58,6 +58,7 @@ fn body_with(
     let around = Surroundings {
         api_version,
         runtime_dir: Path::new("/run/holdfast"),
+        shares_hostname: true,
     };
     Ok(serde_json::to_value(create_body(&new, around)?).unwrap())
 }

@@ -49,6 +49,7 @@ fn body_of(config: &Value) -> ContainerCreateBody {
     let around = convert::Surroundings {
         api_version: convert::NEWEST_API,
         runtime_dir: Path::new(RUNTIME_DIR),
+        shares_hostname: true,
     };
     let new = NewContainer {
         device: &DEVICE.parse().unwrap(),
