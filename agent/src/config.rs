@@ -28,6 +28,10 @@ pub struct Settings {
     pub api: ApiSettings,
     /// Where the agent keeps what must survive a restart.
     pub state_dir: PathBuf,
+    /// Where it keeps what must not survive one: a folder in memory.
+    pub runtime_dir: PathBuf,
+    /// Whether secrets may be written although the runtime folder is on a disk.
+    pub secrets_on_disk: bool,
     /// The container engine.
     pub docker: DockerSettings,
     /// Asking for the target.
@@ -38,6 +42,8 @@ pub struct Settings {
     pub gate: GateSettings,
     /// Fetching images.
     pub pull: PullSettings,
+    /// Room on the disk.
+    pub disk: DiskSettings,
     /// When updates may begin.
     pub updates: UpdateSettings,
     /// What programs on this device may ask of the agent.
@@ -87,6 +93,8 @@ pub struct GateSettings {
     pub stable_seconds: u64,
     /// With one: how long it may take to become healthy.
     pub healthy_timeout_seconds: u64,
+    /// With a health check: seconds it must then stay healthy.
+    pub soak_seconds: u64,
 }
 
 /// Fetching images.
@@ -94,6 +102,20 @@ pub struct GateSettings {
 pub struct PullSettings {
     /// A pull without any progress for this long is given up and tried again later.
     pub no_progress_seconds: u64,
+}
+
+/// Room on the disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskSettings {
+    /// Megabytes kept back in a file, given up when a commit or a way back needs them; 0 keeps none.
+    pub reserve_mb: u64,
+}
+
+impl DiskSettings {
+    /// The same in bytes.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.reserve_mb.saturating_mul(1 << 20)
+    }
 }
 
 /// When updates may begin.

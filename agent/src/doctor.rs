@@ -145,10 +145,7 @@ async fn agent(socket: &Path) -> Check {
 
 async fn engine(socket: &Path) -> (Check, Option<EngineInfo>) {
     let name = "container engine";
-    let info = match DockerEngine::new(socket, Policy::unrestricted())
-        .describe()
-        .await
-    {
+    let info = match DockerEngine::looking(socket).describe().await {
         Ok(info) => info,
         Err(error) => {
             let check = Check::wrong(name, chain(&error)).advice(format!(

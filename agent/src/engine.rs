@@ -4,14 +4,17 @@
 
 pub mod convert;
 pub mod docker;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod guard;
 pub mod labels;
+pub mod sandbox;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::net::IpAddr;
 
-use holdfast_plan::{ContainerState, Health};
+use holdfast_plan::{Amounts, ContainerState, Health, NetworkKey, Published, SandboxSpec};
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::{Digest, Platform};
 use holdfast_proto::spec::RestartPolicy;
@@ -42,6 +45,28 @@ pub enum Operation {
     Unpause,
     /// Delete a container.
     Remove,
+    /// Change a container's name.
+    Rename,
+    /// Change a container's resources.
+    SetAmounts,
+    /// List networks.
+    ListNetworks,
+    /// Make a network.
+    CreateNetwork,
+    /// Delete a network.
+    RemoveNetwork,
+    /// Connect a container to a network.
+    Connect,
+    /// Take a container off a network.
+    Disconnect,
+    /// Make the image of sandboxes.
+    LoadImage,
+    /// List images.
+    ListImages,
+    /// Give an image a name.
+    Tag,
+    /// Delete an image or one of its names.
+    RemoveImage,
     /// Run a program in a container.
     Exec,
     /// Tell events.
@@ -64,6 +89,17 @@ impl std::fmt::Display for Operation {
             Self::Stop => "stop a container",
             Self::Unpause => "unpause a container",
             Self::Remove => "remove a container",
+            Self::Rename => "rename a container",
+            Self::SetAmounts => "change a container's resources",
+            Self::ListNetworks => "list networks",
+            Self::CreateNetwork => "create a network",
+            Self::RemoveNetwork => "remove a network",
+            Self::Connect => "connect a container to a network",
+            Self::Disconnect => "disconnect a container from a network",
+            Self::LoadImage => "load the sandbox image",
+            Self::ListImages => "list images",
+            Self::Tag => "tag an image",
+            Self::RemoveImage => "remove an image",
             Self::Exec => "run a program in a container",
             Self::Watch => "tell events",
             Self::Logs => "give a container's log",
@@ -113,8 +149,8 @@ pub enum EngineError {
         /// How long it stood still.
         no_progress_ms: u64,
     },
-    /// A container's name belongs to a container that is not ours.
-    #[error("the name {name} belongs to a container that Holdfast did not make")]
+    /// A name belongs to a container or network that is not ours.
+    #[error("the name {name} belongs to something that Holdfast did not make")]
     ForeignName {
         /// The name.
         name: String,
@@ -125,6 +161,9 @@ pub enum EngineError {
     /// The device's own policy does not allow the request; the engine was not asked.
     #[error(transparent)]
     Forbidden(#[from] crate::policy::Refusal),
+    /// The files of secrets and configs could not be written.
+    #[error(transparent)]
+    Files(#[from] crate::secrets::SecretsError),
     /// The answer makes no sense.
     #[error("the engine's answer cannot be understood: {detail}")]
     Nonsense {
@@ -145,6 +184,24 @@ impl EngineError {
             | Self::ForeignName { .. }
             | Self::Unsupported(_)
             | Self::Forbidden(_)
+            | Self::Files(_)
+            | Self::Nonsense { .. } => false,
+        }
+    }
+
+    /// Whether the engine's disk was too full for it, which says nothing of what was asked.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Refused { message, .. } | Self::PullBroke { message } => {
+                message.contains("no space left on device")
+            }
+            Self::TimedOut { .. }
+            | Self::Unreachable { .. }
+            | Self::PullStalled { .. }
+            | Self::ForeignName { .. }
+            | Self::Unsupported(_)
+            | Self::Forbidden(_)
+            | Self::Files(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -161,6 +218,7 @@ impl EngineError {
             | Self::PullBroke { .. }
             | Self::PullStalled { .. }
             | Self::ForeignName { .. }
+            | Self::Files(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -229,6 +287,98 @@ pub struct EngineContainer {
     pub addresses: Vec<IpAddr>,
     /// Why its health check cannot be run at all, in the engine's words.
     pub probe_error: Option<String>,
+    /// The id of the image it was made from, where the engine's store tells one.
+    pub image_id: Option<Digest>,
+    /// The container (id) whose network it uses.
+    pub shares: Option<String>,
+    /// The networks it is connected to, by their names in the engine.
+    pub networks: BTreeMap<String, EngineAttachment>,
+    /// The ports that the device forwards to it.
+    pub published: BTreeSet<Published>,
+    /// Its resources.
+    pub amounts: Amounts,
+}
+
+/// A container's connection to a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineAttachment {
+    /// The network's id; empty while the engine has not connected it yet (a created container), and
+    /// where the engine does not tell.
+    pub network_id: String,
+    /// Names it has there.
+    pub aliases: BTreeSet<String>,
+    /// Its address there, once it runs.
+    pub address: Option<IpAddr>,
+}
+
+/// One network as the engine describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineNetwork {
+    /// The engine's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: HashMap<String, String>,
+}
+
+/// One image in the engine's store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Its id.
+    pub id: String,
+    /// Its names with tags, `name:tag`.
+    pub tags: Vec<String>,
+    /// Its names with digests, `name@sha256:…`.
+    pub digests: Vec<String>,
+    /// What it takes on disk, with layers that other images share.
+    pub size_bytes: u64,
+}
+
+/// How a new container is connected.
+#[derive(Clone, Copy, Debug)]
+pub enum NewNetwork<'a> {
+    /// As its spec's network mode says, and to the first of these networks, given by their names in the
+    /// engine with its names there; the others are connected afterwards.
+    Own(&'a [(String, Vec<String>)]),
+    /// It uses the network of this container (id), its sandbox.
+    Shared(&'a str),
+}
+
+impl<'a> NewNetwork<'a> {
+    /// The networks it is connected to, by their names in the engine.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let networks: &'a [(String, Vec<String>)] = match *self {
+            Self::Own(networks) => networks,
+            Self::Shared(_) => &[],
+        };
+        networks.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The container whose network it uses.
+    pub fn lender(&self) -> Option<&'a str> {
+        match *self {
+            Self::Own(_) => None,
+            Self::Shared(id) => Some(id),
+        }
+    }
+}
+
+/// A sandbox to make.
+#[derive(Clone, Copy, Debug)]
+pub struct NewSandbox<'a> {
+    /// The device.
+    pub device: &'a DeviceId,
+    /// The service it is for.
+    pub key: &'a ServiceKey,
+    /// The container's name.
+    pub name: &'a str,
+    /// The target's generation.
+    pub generation: u64,
+    /// What to make.
+    pub spec: &'a SandboxSpec,
+    /// Networks by their names in the engine with the service's names there; the first is connected.
+    pub networks: &'a [(String, Vec<String>)],
 }
 
 /// What a program that ran in a container said.
@@ -271,6 +421,8 @@ pub struct NewContainer<'a> {
     pub generation: u64,
     /// What to make.
     pub service: &'a ServiceTarget,
+    /// How it is connected.
+    pub network: NewNetwork<'a>,
 }
 
 /// A container engine. Every call ends in bounded time; every change is safe to repeat.
@@ -324,6 +476,62 @@ pub trait Engine {
     /// Deletes a stopped container; one that is gone is fine. Its volumes stay.
     fn remove(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
 
+    /// Makes a sandbox with restart policy `no`, and its image if that is missing; gives its id.
+    fn create_sandbox(
+        &self,
+        new: &NewSandbox<'_>,
+    ) -> impl Future<Output = Result<String, EngineError>>;
+
+    /// Changes a container's name.
+    fn rename(&self, id: &str, name: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Changes a container's resources.
+    fn set_amounts(
+        &self,
+        id: &str,
+        amounts: Amounts,
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// This device's networks.
+    fn networks(
+        &self,
+        device: &DeviceId,
+    ) -> impl Future<Output = Result<Vec<EngineNetwork>, EngineError>>;
+
+    /// Makes a network of an app; one that is there with the same name and labels is fine.
+    fn create_network(
+        &self,
+        device: &DeviceId,
+        key: &NetworkKey,
+        name: &str,
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Deletes a network; one that is gone is fine.
+    fn remove_network(&self, id: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Connects a container to a network with these names; one that is connected is fine.
+    fn connect(
+        &self,
+        network: &str,
+        container: &str,
+        aliases: &[String],
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Takes a container off a network, also off one that no longer exists.
+    fn disconnect(
+        &self,
+        network: &str,
+        container: &str,
+    ) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Every image in the store.
+    fn images(&self) -> impl Future<Output = Result<Vec<StoredImage>, EngineError>>;
+
+    /// Gives an image (by id or any name) one more name, `name:tag`.
+    fn tag(&self, image: &str, name: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Deletes one name of an image, or by its id the image itself when nothing uses it; gone is fine.
+    fn remove_image(&self, image: &str) -> impl Future<Output = Result<(), EngineError>>;
     /// Runs a program in a running container; it goes on by itself when it takes longer.
     fn exec(
         &self,

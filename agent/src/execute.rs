@@ -12,6 +12,7 @@ use holdfast_proto::time::Timestamp;
 
 use crate::engine::{Engine, EngineError};
 use crate::journal::Change;
+use crate::secrets;
 
 /// What a step may look at while it is done.
 pub struct Execution<'a, E> {
@@ -23,6 +24,8 @@ pub struct Execution<'a, E> {
     pub target: &'a TargetState,
     /// The look that the plan was made from.
     pub observed: &'a Observed,
+    /// Where the files of secrets and configs are.
+    pub files: &'a secrets::Place,
     /// What is remembered of the step's service.
     pub history: ServiceHistory,
     /// When the step began.
@@ -38,8 +41,23 @@ impl<E: Engine> Execution<'_, E> {
                 history.interrupted.insert(container.id.clone());
                 changed(&self.history, history)
             }
+            // What is not written down as made is a stranger's, also after a crash in between.
+            Step::Create { name, .. } | Step::CreateSandbox { name, .. } => {
+                let mut history = self.history.clone();
+                history.made.insert(name.clone(), String::new());
+                changed(&self.history, history)
+            }
             Step::Pull { .. }
-            | Step::Create { .. }
+            | Step::Keep { .. }
+            | Step::Release { .. }
+            | Step::Collect { .. }
+            | Step::CreateNetwork { .. }
+            | Step::StartSandbox { .. }
+            | Step::Connect { .. }
+            | Step::Rename { .. }
+            | Step::SetAmounts { .. }
+            | Step::Complete { .. }
+            | Step::RemoveNetwork { .. }
             | Step::Start { .. }
             | Step::Arm { .. }
             | Step::Unpause { .. }
@@ -56,12 +74,85 @@ impl<E: Engine> Execution<'_, E> {
         match step {
             // Pulls run beside the other steps: see `pull`.
             Step::Pull { .. } => Ok(Change::None),
+            Step::Keep { image, tag, .. } => {
+                self.engine.tag(image, tag).await?;
+                Ok(Change::None)
+            }
+            Step::Release { tag, .. } => {
+                self.engine.remove_image(tag).await?;
+                Ok(Change::None)
+            }
+            Step::Collect { image, .. } => self.collect(image).await,
             Step::Create {
                 key,
                 name,
                 generation,
                 service,
-            } => self.create(key, name, *generation, service).await,
+                sandbox,
+            } => {
+                let new = Creation {
+                    key,
+                    name,
+                    generation: *generation,
+                };
+                self.create(&new, service, sandbox.as_deref()).await
+            }
+            Step::CreateSandbox {
+                key,
+                name,
+                generation,
+                sandbox,
+            } => {
+                let new = Creation {
+                    key,
+                    name,
+                    generation: *generation,
+                };
+                self.create_sandbox(&new, sandbox).await
+            }
+            Step::StartSandbox {
+                container,
+                restart,
+                candidate,
+                key,
+            } => {
+                self.start_sandbox(key, container, *restart, *candidate)
+                    .await
+            }
+            Step::CreateNetwork { network, name, .. } => {
+                self.engine
+                    .create_network(self.device, network, name)
+                    .await?;
+                Ok(Change::None)
+            }
+            Step::RemoveNetwork { network, .. } => {
+                self.engine.remove_network(&network.id).await?;
+                Ok(Change::None)
+            }
+            Step::Connect {
+                key,
+                container,
+                network,
+                aliases,
+                again,
+            } => self.connect(key, container, network, aliases, *again).await,
+            Step::Rename {
+                container, name, ..
+            } => {
+                self.engine.rename(&container.id, name).await?;
+                Ok(Change::None)
+            }
+            Step::SetAmounts {
+                container, amounts, ..
+            } => {
+                self.engine.set_amounts(&container.id, *amounts).await?;
+                Ok(Change::None)
+            }
+            Step::Complete { identity, .. } => {
+                let mut history = self.history.clone();
+                history.completed = Some(*identity);
+                Ok(changed(&self.history, history))
+            }
             Step::Stop { container, .. } => self.stop(container).await,
             Step::Start {
                 container,
@@ -102,6 +193,17 @@ impl<E: Engine> Execution<'_, E> {
         }
     }
 
+    /// Removes an image that the agent pulled. One that somebody else's container uses is theirs from now
+    /// on: the engine refuses, and the agent does not ask again.
+    async fn collect(&self, image: &str) -> Result<Change, EngineError> {
+        match self.engine.remove_image(image).await {
+            Ok(()) | Err(EngineError::Refused { status: 409, .. }) => {
+                Ok(Change::Disown(image.to_owned()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The history with this spec rejected; its deaths are told by the reason and need no count.
     fn rejected(&self, identity: Identity, image: &str, reason: String) -> Change {
         let mut history = self.history.clone();
@@ -115,16 +217,39 @@ impl<E: Engine> Execution<'_, E> {
         changed(&self.history, history)
     }
 
-    /// The history without containers that are gone, and without `started`, which runs again.
+    /// The history without containers that are gone, and without `started`, which runs again. An answer
+    /// that was lost when a container was made is filled in: its name is still the one it was given.
     fn tidied(&self, key: &ServiceKey, without: &str) -> ServiceHistory {
         let mut history = self.history.clone();
-        let exists = |id: &String| {
-            let containers = &mut self.observed.containers.iter();
-            containers.any(|container| container.key == *key && container.id == *id)
-        };
+        let containers = self.observed.containers.iter();
+        let containers = containers.map(|found| (&found.key, &found.id, &found.name));
+        let sandboxes = self.observed.sandboxes.iter();
+        let sandboxes = sandboxes.map(|found| (&found.key, &found.id, &found.name));
+        let own: Vec<(&String, &String)> = containers
+            .chain(sandboxes)
+            .filter(|(found, _, _)| *found == key)
+            .map(|(_, id, name)| (id, name))
+            .collect();
+        let exists = |id: &String| own.iter().any(|(found, _)| *found == id);
         history.interrupted.retain(|id| id != without && exists(id));
+        for (name, id) in &mut history.made {
+            if let Some((found, _)) = own
+                .iter()
+                .find(|(_, found)| id.is_empty() && *found == name)
+            {
+                id.clone_from(found);
+            }
+        }
+        history.made.retain(|_, id| exists(id));
         history
     }
+}
+
+/// Whose container is made, and what it is called.
+struct Creation<'a> {
+    key: &'a ServiceKey,
+    name: &'a str,
+    generation: u64,
 }
 
 fn changed(before: &ServiceHistory, after: ServiceHistory) -> Change {

@@ -2,6 +2,9 @@
 //!
 //! Refuses to be written in steady state: a converged device writes nothing. What can be observed
 //! (containers, images) is never kept here.
+//!
+//! Without a file that can be used it lives in memory: what runs goes on and reports go out, and no intent
+//! can be written, so that nothing is changed.
 
 mod schema;
 
@@ -13,6 +16,8 @@ use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::Identity;
 use holdfast_proto::time::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+
+use crate::fault::chain;
 
 /// Report numbers are taken in blocks: one write for so many reports.
 const SEQUENCE_BLOCK: u64 = 4_096;
@@ -40,7 +45,8 @@ pub enum JournalError {
     },
     /// It was written by a newer agent.
     #[error(
-        "the journal has format {found}, this agent knows {known}: install the newer agent again"
+        "the journal has format {found}, written by a newer agent; this one knows {known}: install the newer \
+         one again, or move journal.db away to begin anew from what the engine runs"
     )]
     Newer {
         /// The file's format.
@@ -48,12 +54,30 @@ pub enum JournalError {
         /// The newest format this agent knows.
         known: i64,
     },
+    /// There is none on the disk.
+    #[error("cannot write the journal: {why}")]
+    InMemory {
+        /// Why not.
+        why: String,
+    },
     /// It could not be read.
     #[error("cannot read the journal")]
     Read(#[source] rusqlite::Error),
     /// It could not be written: nothing may be changed on the device then.
     #[error("cannot write the journal")]
     Write(#[source] rusqlite::Error),
+}
+
+impl JournalError {
+    /// Whether the file itself is damaged: opened again, it is moved aside and begun anew.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Read(source) | Self::Write(source) => {
+                schema::is_damage(source)
+            }
+            Self::MoveAside { .. } | Self::Newer { .. } | Self::InMemory { .. } => false,
+        }
+    }
 }
 
 /// A target as it was received.
@@ -93,6 +117,10 @@ pub enum Change {
     Set(Box<ServiceHistory>),
     /// It is forgotten.
     Forget,
+    /// An image is pulled for it: the agent may remove it one day.
+    Own(String),
+    /// An image is removed, or is somebody else's: the agent never removes it.
+    Disown(String),
 }
 
 /// The agent's memory on disk.
@@ -100,6 +128,12 @@ pub struct Journal {
     db: Connection,
     /// Next report number, and the first one of the next block.
     sequence: std::cell::Cell<(u64, u64)>,
+    /// The name under which reports are counted in memory, while they cannot be counted on the disk.
+    stand_in: std::cell::RefCell<Option<(String, u64)>>,
+    /// Why it is in memory only, if it is.
+    in_memory: Option<String>,
+    /// Whether the file was found damaged while it was in use.
+    damaged: std::cell::Cell<bool>,
 }
 
 /// A journal and what was found wrong with its predecessor.
@@ -119,9 +153,7 @@ impl Journal {
                 journal,
                 moved_aside: None,
             }),
-            Err(JournalError::Open { source, .. } | JournalError::Read(source))
-                if schema::is_damage(&source) =>
-            {
+            Err(error) if error.is_damage() => {
                 let aside =
                     schema::move_aside(&path).map_err(|source| JournalError::MoveAside {
                         path: path.clone(),
@@ -136,6 +168,40 @@ impl Journal {
         }
     }
 
+    /// One in memory, for as long as there is none on the disk.
+    pub fn in_memory(why: &JournalError) -> Result<Self, JournalError> {
+        let db = Connection::open_in_memory().map_err(JournalError::Read)?;
+        schema::migrate(&db)?;
+        Ok(Self::on(db, Some(chain(why))))
+    }
+
+    fn on(db: Connection, in_memory: Option<String>) -> Self {
+        Self {
+            db,
+            sequence: std::cell::Cell::default(),
+            stand_in: std::cell::RefCell::default(),
+            in_memory,
+            damaged: std::cell::Cell::default(),
+        }
+    }
+
+    /// Whether the file was found damaged while it was in use: opened again, it is begun anew.
+    pub fn was_damaged(&self) -> bool {
+        self.damaged.get()
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> JournalError {
+        if schema::is_damage(&source) {
+            self.damaged.set(true);
+        }
+        JournalError::Write(source)
+    }
+
+    /// Why it is in memory only, if it is.
+    pub fn lacks_a_file(&self) -> Option<&str> {
+        self.in_memory.as_deref()
+    }
+
     fn open_file(path: &Path) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Open {
             path: path.to_owned(),
@@ -148,10 +214,7 @@ impl Journal {
         let db = Connection::open(path).map_err(failed)?;
         schema::prepare(&db).map_err(failed)?;
         schema::migrate(&db)?;
-        Ok(Self {
-            db,
-            sequence: std::cell::Cell::new((0, 0)),
-        })
+        Ok(Self::on(db, None))
     }
 
     /// Opens the journal for reading beside a running agent; none if there is no journal.
@@ -163,10 +226,7 @@ impl Journal {
         let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|source| JournalError::Open { path, source })?;
         schema::read_only(&db).map_err(JournalError::Read)?;
-        Ok(Some(Self {
-            db,
-            sequence: std::cell::Cell::new((0, 0)),
-        }))
+        Ok(Some(Self::on(db, None)))
     }
 
     /// The target that was accepted last.
@@ -203,7 +263,7 @@ impl Journal {
                 ],
             )
             .map(drop)
-            .map_err(JournalError::Write)
+            .map_err(|source| self.failed(source))
     }
 
     /// What is remembered of each service. Rows that cannot be understood count as never written.
@@ -247,6 +307,9 @@ impl Journal {
         change: &Change,
         now: Timestamp,
     ) -> Result<IntentId, JournalError> {
+        if let Some(why) = &self.in_memory {
+            return Err(JournalError::InMemory { why: why.clone() });
+        }
         let write = || -> rusqlite::Result<i64> {
             let tx = self.db.unchecked_transaction()?;
             tx.execute(
@@ -263,7 +326,7 @@ impl Journal {
             apply(&tx, &intent.key, change)?;
             tx.commit().map(|()| id)
         };
-        write().map(IntentId).map_err(JournalError::Write)
+        write().map(IntentId).map_err(|source| self.failed(source))
     }
 
     /// Writes down that it is done, or failed, and what it changes: both or neither.
@@ -279,7 +342,7 @@ impl Journal {
             apply(&tx, key, change)?;
             tx.commit()
         };
-        write().map_err(JournalError::Write)
+        write().map_err(|source| self.failed(source))
     }
 
     /// Takes the intents that a dead agent left open, and counts its death against what it tried.
@@ -297,12 +360,13 @@ impl Journal {
                 };
                 let history = histories.entry(intent.key.clone()).or_default();
                 let before = history.attempts.as_ref();
-                let count = before
+                let (count, interruptions) = before
                     .filter(|attempts| attempts.identity == identity)
-                    .map_or(0, |attempts| attempts.count);
+                    .map_or((0, 0), |attempts| (attempts.count, attempts.interruptions));
                 history.attempts = Some(Attempts {
                     identity,
                     count: count.saturating_add(1),
+                    interruptions,
                 });
                 set_history(&tx, &intent.key, history)?;
             }
@@ -339,8 +403,69 @@ impl Journal {
         Ok(intents)
     }
 
+    /// Whether it knows which containers its agent made. A new or rebuilt one does not.
+    pub fn knows_what_was_made(&self) -> Result<bool, JournalError> {
+        let read = "select 1 from meta where key = 'adopted'";
+        let found = self.db.query_row(read, [], |_| Ok(())).optional();
+        found
+            .map(|found| found.is_some())
+            .map_err(JournalError::Read)
+    }
+
+    /// Takes up what was found on the device, by its labels, as made by this agent: all or nothing.
+    pub fn adopt(
+        &self,
+        histories: &BTreeMap<ServiceKey, ServiceHistory>,
+    ) -> Result<(), JournalError> {
+        let write = || -> rusqlite::Result<()> {
+            let tx = self.db.unchecked_transaction()?;
+            for (key, history) in histories {
+                set_history(&tx, key, history)?;
+            }
+            tx.execute(
+                "insert into meta (key, value) values ('adopted', 1) on conflict (key) do nothing",
+                [],
+            )?;
+            tx.commit()
+        };
+        write().map_err(JournalError::Write)
+    }
+
+    /// The images that this agent pulled, each with the service it was first pulled for.
+    pub fn pulled(&self) -> Result<BTreeMap<String, ServiceKey>, JournalError> {
+        let read = || -> rusqlite::Result<BTreeMap<String, ServiceKey>> {
+            // A journal of an older agent that is only read has no such table.
+            let exists = "select 1 from sqlite_master where name = 'pulled'";
+            let exists = self.db.query_row(exists, [], |_| Ok(())).optional()?;
+            if exists.is_none() {
+                return Ok(BTreeMap::new());
+            }
+            let mut statement = self.db.prepare("select image, app, service from pulled")?;
+            let rows = statement.query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                ))
+            })?;
+            let mut pulled = BTreeMap::new();
+            for row in rows {
+                let (image, app, service) = row?;
+                // What cannot be understood counts as never written: the image stays for good.
+                if let Some((app, service)) = app.parse().ok().zip(service.parse().ok()) {
+                    pulled.insert(image, ServiceKey { app, service });
+                }
+            }
+            Ok(pulled)
+        };
+        read().map_err(JournalError::Read)
+    }
+
     /// A name that no other journal has: a damaged and replaced one counts its reports anew.
     pub fn name(&self) -> Result<String, JournalError> {
+        if let Some((name, _)) = self.stand_in.borrow().as_ref() {
+            return Ok(name.clone());
+        }
         let read = "select value from meta where key = 'name'";
         let number = self.db.query_row(read, [], |row| row.get::<_, i64>(0));
         number
@@ -348,8 +473,36 @@ impl Journal {
             .map_err(JournalError::Read)
     }
 
-    /// The next report's number: larger than every one before it, also after a crash.
+    /// The next report's number: larger than every one before it under the same name, also after a crash.
+    ///
+    /// What cannot be counted on the disk is counted in memory, under a name of its own: a device whose disk
+    /// fails must be able to say so.
     pub fn next_sequence(&self) -> Result<u64, JournalError> {
+        match self.next_on_disk() {
+            Ok(next) => {
+                self.stand_in.take();
+                Ok(next)
+            }
+            Err(JournalError::Write(_)) => self.next_in_memory(),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn next_in_memory(&self) -> Result<u64, JournalError> {
+        let mut stand_in = self.stand_in.borrow_mut();
+        let (name, last) = if let Some(known) = stand_in.take() {
+            known
+        } else {
+            let random = "select abs(random() / 2)";
+            let number = self.db.query_row(random, [], |row| row.get::<_, i64>(0));
+            let number = number.map_err(JournalError::Read)?;
+            (format!("{number:016x}"), 0)
+        };
+        *stand_in = Some((name, last + 1));
+        Ok(last + 1)
+    }
+
+    fn next_on_disk(&self) -> Result<u64, JournalError> {
         let (mut next, mut end) = self.sequence.get();
         if next >= end {
             let begin: i64 = self
@@ -380,6 +533,16 @@ fn apply(db: &Connection, key: &ServiceKey, change: &Change) -> rusqlite::Result
                 "delete from services where app = ?1 and service = ?2",
                 [key.app.as_str(), key.service.as_str()],
             )
+            .map(drop),
+        Change::Own(image) => db
+            .execute(
+                "insert into pulled (image, app, service) values (?1, ?2, ?3)
+                 on conflict (image) do nothing",
+                [image, key.app.as_str(), key.service.as_str()],
+            )
+            .map(drop),
+        Change::Disown(image) => db
+            .execute("delete from pulled where image = ?1", [image])
             .map(drop),
     }
 }

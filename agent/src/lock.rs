@@ -58,6 +58,8 @@ impl FolderLock {
             .truncate(false)
             .mode(0o600)
             .open(&path)
+            // A disk that turned read-only can still be locked, once there is a file.
+            .or_else(|error| File::open(&path).map_err(|_| error))
             .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -73,10 +75,11 @@ impl FolderLock {
             }
             Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
         }
-        file.set_len(0)
+        // Only for the message above: a full disk takes no lock away.
+        let _ = file
+            .set_len(0)
             .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(failed)?;
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }

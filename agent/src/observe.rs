@@ -1,40 +1,26 @@
 //! Owns one look at the engine, in the planner's words. Changes nothing.
 
+mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_plan::{Container, ContainerState, History, ImagePresence, Observed};
-use holdfast_proto::id::DeviceId;
+use holdfast_plan::{
+    Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
+    NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
+};
+use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::ConfigDigest;
 use holdfast_proto::target::TargetState;
 
 use crate::engine::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, ImageStore, labels,
+    self, Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, ImageStore,
+    labels,
 };
 
-/// When each running container was first seen in its present start, on the monotonic clock.
-#[derive(Debug, Default)]
-pub struct FirstSeen(BTreeMap<String, (String, u64)>);
+use crate::fault::chain;
+use crate::probe::Trial;
 
-impl FirstSeen {
-    /// Notes what is seen now and forgets what is gone; gives the time each start has lasted.
-    fn note(&mut self, containers: &[EngineContainer], now_ms: u64) -> BTreeMap<String, u64> {
-        let mut lasting = BTreeMap::new();
-        let mut kept = BTreeMap::new();
-        for container in containers {
-            if container.state != ContainerState::Running {
-                continue;
-            }
-            let since = match self.0.remove(&container.id) {
-                Some((start, since)) if start == container.started_at => since,
-                Some(_) | None => now_ms,
-            };
-            kept.insert(container.id.clone(), (container.started_at.clone(), since));
-            lasting.insert(container.id.clone(), now_ms.saturating_sub(since));
-        }
-        self.0 = kept;
-        lasting
-    }
-}
+pub use memory::Memory;
 
 /// What a look is about.
 pub struct Subject<'a> {
@@ -44,37 +30,243 @@ pub struct Subject<'a> {
     pub info: &'a EngineInfo,
     /// The target: its images are looked for.
     pub target: &'a TargetState,
-    /// What is remembered: the images of last good specs are looked for too.
+    /// What is remembered: the images of last good specs are looked for too, and containers that the
+    /// agent did not make are told apart.
     pub history: &'a History,
+    /// Whether every container with this device's labels counts as made by this agent: its journal is
+    /// new.
+    pub adopts: bool,
+    /// What the agent's probes say, by container.
+    pub probes: &'a BTreeMap<String, ProbeState>,
+    /// What the device's own policy refuses.
+    pub refused: &'a BTreeMap<ServiceKey, String>,
+    /// The room where the engine keeps images.
+    pub disk: Option<Disk>,
+}
+
+/// What one look showed.
+pub struct Look {
+    /// In the planner's words.
+    pub observed: Observed,
+    /// Containers whose probes the gate waits for.
+    pub trials: Vec<Trial>,
 }
 
 /// Looks once.
 pub async fn observe<E: Engine>(
     engine: &E,
     subject: &Subject<'_>,
-    first_seen: &mut FirstSeen,
+    memory: &mut Memory,
     now_ms: u64,
-) -> Result<Observed, EngineError> {
+) -> Result<Look, EngineError> {
     let found = engine.containers(subject.device).await?;
-    let running_for = first_seen.note(&found, now_ms);
+    let stored = stored(engine, memory, now_ms).await?;
+    let networks = networks(engine.networks(subject.device).await?);
+    memory.note(&found, subject.probes, now_ms);
     let mut images = BTreeMap::new();
     for pinned in wanted_images(subject.target, subject.history) {
         let image = engine.image(&pinned).await?;
         images.insert(pinned, presence(subject.info.store, image));
     }
-    let containers = found
-        .into_iter()
-        .filter_map(|found| {
-            let lasting = running_for.get(&found.id).copied();
-            own(found, lasting)
-        })
-        .collect();
-    Ok(Observed {
+    let mut observed = Observed {
         device: *subject.device,
         platform: subject.info.platform.clone(),
-        containers,
+        containers: Vec::new(),
+        sandboxes: Vec::new(),
+        networks,
+        strangers: Vec::new(),
+        refused: subject.refused.clone(),
         images,
-    })
+        stored,
+        disk: subject.disk,
+    };
+    let started: BTreeMap<String, (bool, String)> = found
+        .iter()
+        .map(|found| {
+            let start = (found.state.is_up(), started_order(&found.started_at));
+            (found.id.clone(), start)
+        })
+        .collect();
+    let trials = trials(&found, subject);
+    for found in found {
+        sort_in(found, subject, &started, memory, &mut observed);
+    }
+    Ok(Look { observed, trials })
+}
+
+/// Running containers of specs that have a probe and have not passed their gate here yet.
+fn trials(found: &[EngineContainer], subject: &Subject<'_>) -> Vec<Trial> {
+    let trial = |container: &EngineContainer| {
+        let own = labels::read(&container.labels)?;
+        let mut services = subject.target.services();
+        let (_, service) =
+            services.find(|(key, service)| *key == own.key && own.identity.matches(service))?;
+        let history = subject.history.of(&own.key);
+        let passed = history.is_some_and(|history| history.trusts(service));
+        let probe = service.config.holdfast.as_ref()?.probe.clone()?;
+        if passed || container.state != ContainerState::Running || own.sandbox_hash.is_some() {
+            return None;
+        }
+        let mut all = found.iter();
+        let lender = all.find(|other| Some(&other.id) == container.shares.as_ref());
+        Some(Trial {
+            id: container.id.clone(),
+            started_at: container.started_at.clone(),
+            addresses: lender.unwrap_or(container).addresses.clone(),
+            probe,
+        })
+    };
+    found.iter().filter_map(trial).collect()
+}
+
+/// Puts a container where it belongs: services, sandboxes, strangers.
+fn sort_in(
+    found: EngineContainer,
+    subject: &Subject<'_>,
+    started: &BTreeMap<String, (bool, String)>,
+    memory: &Memory,
+    observed: &mut Observed,
+) {
+    let Some(own) = labels::read(&found.labels) else {
+        tracing::warn!(
+            container.name = %found.name,
+            "a container carries this device's label but names no service; it is left alone"
+        );
+        return;
+    };
+    let history = subject.history.of(&own.key);
+    let made = history.is_some_and(|history| history.name_of(&found.id, &found.name).is_some());
+    if !made && !subject.adopts {
+        observed.strangers.push(Stranger {
+            key: own.key,
+            container: ContainerRef {
+                id: found.id,
+                name: found.name,
+            },
+        });
+        return;
+    }
+    let network = network_state(&found, started, &own.key, &observed.networks);
+    if let Some(hash) = own.sandbox_hash {
+        observed.sandboxes.push(Sandbox {
+            id: found.id,
+            name: found.name,
+            key: own.key,
+            generation: own.generation,
+            hash,
+            state: found.state,
+            restart: found.restart,
+            network,
+        });
+        return;
+    }
+    observed.containers.push(Container {
+        running_for_ms: memory.running_for(&found.id),
+        healthy_for_ms: memory.healthy_for(&found.id),
+        witnessed: memory.witnessed(&found.id),
+        probe: subject.probes.get(&found.id).cloned(),
+        probe_error: found.probe_error,
+        network,
+        amounts: found.amounts,
+        id: found.id,
+        name: found.name,
+        key: own.key,
+        generation: own.generation,
+        spec_hash: own.identity.spec_hash,
+        config_digest: own.identity.config_digest,
+        image: own.image,
+        state: found.state,
+        health: found.health,
+        restart_count: found.restart_count,
+        oom_killed: found.oom_killed,
+        restart: found.restart,
+        wanted_restart: own.wanted_restart,
+    });
+}
+
+fn network_state(
+    found: &EngineContainer,
+    started: &BTreeMap<String, (bool, String)>,
+    key: &ServiceKey,
+    networks: &[Network],
+) -> NetworkState {
+    let stale = found
+        .shares
+        .as_ref()
+        .and_then(|lender| started.get(lender))
+        .is_some_and(|(up, since)| *up && *since > started_order(&found.started_at));
+    let joined = found.networks.iter().filter_map(|(name, attachment)| {
+        let same_name = || networks.iter().filter(|network| network.name == *name);
+        let by_id = same_name().find(|network| network.id == attachment.network_id);
+        let network = by_id.or_else(|| same_name().next())?;
+        (network.key.app == key.app).then(|| {
+            let joined = Joined {
+                aliases: attachment.aliases.clone(),
+                stale: !attachment.network_id.is_empty() && by_id.is_none(),
+            };
+            (network.key.network.clone(), joined)
+        })
+    });
+    NetworkState {
+        shares: found.shares.clone(),
+        stale: stale && found.state.is_up(),
+        joined: joined.collect(),
+        published: found.published.clone(),
+    }
+}
+
+/// An engine's time in a form that compares as text: engines write fractions without trailing zeros.
+fn started_order(time: &str) -> String {
+    let (seconds, rest) = time.split_at_checked(19).unwrap_or((time, ""));
+    let fraction = rest.strip_prefix('.').unwrap_or("");
+    let digits: String = fraction.chars().take_while(char::is_ascii_digit).collect();
+    format!("{seconds}.{digits:0<9}")
+}
+
+fn networks(found: Vec<EngineNetwork>) -> Vec<Network> {
+    let own = |network: EngineNetwork| {
+        let label = |name: &str| network.labels.get(name);
+        let key = NetworkKey {
+            app: label(labels::APP)?.parse().ok()?,
+            network: label(labels::NETWORK)?.parse().ok()?,
+        };
+        Some(Network {
+            id: network.id,
+            name: network.name,
+            key,
+        })
+    };
+    found.into_iter().filter_map(own).collect()
+}
+
+/// The engine's images, looked at again after a while or when the agent changed them.
+///
+/// An engine that cannot list them still runs containers: nothing is then decided about images.
+async fn stored<E: Engine>(
+    engine: &E,
+    memory: &mut Memory,
+    now_ms: u64,
+) -> Result<Option<Vec<StoredImage>>, EngineError> {
+    if let Some(known) = memory.images(now_ms) {
+        return Ok(Some(known.to_vec()));
+    }
+    match engine.images().await {
+        Ok(found) => {
+            let image = |found: engine::StoredImage| StoredImage {
+                tags: found.tags.into_iter().collect(),
+                digests: found.digests.iter().map(|name| canonical(name)).collect(),
+                size_bytes: found.size_bytes,
+            };
+            let images: Vec<StoredImage> = found.into_iter().map(image).collect();
+            memory.note_images(images.clone(), now_ms);
+            Ok(Some(images))
+        }
+        Err(error) if error.is_engine_away() => Err(error),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "the engine does not list its images");
+            Ok(None)
+        }
+    }
 }
 
 fn wanted_images(target: &TargetState, history: &History) -> BTreeSet<String> {
@@ -84,7 +276,7 @@ fn wanted_images(target: &TargetState, history: &History) -> BTreeSet<String> {
     let last_good = history
         .services
         .values()
-        .filter_map(|history| history.last_good.as_ref())
+        .flat_map(|history| history.last_good.iter().chain(&history.previous))
         .filter_map(holdfast_proto::target::ServiceTarget::pinned_image);
     current.chain(last_good).collect()
 }
@@ -103,72 +295,19 @@ pub fn presence(store: ImageStore, image: Option<EngineImage>) -> ImagePresence 
     }
 }
 
-fn own(found: EngineContainer, running_for_ms: Option<u64>) -> Option<Container> {
-    let Some(own) = labels::read(&found.labels) else {
-        tracing::warn!(
-            container.name = %found.name,
-            "a container carries this device's label but names no service; it is left alone"
-        );
-        return None;
-    };
-    Some(Container {
-        id: found.id,
-        name: found.name,
-        key: own.key,
-        generation: own.generation,
-        spec_hash: own.identity.spec_hash,
-        config_digest: own.identity.config_digest,
-        image: own.image,
-        state: found.state,
-        health: found.health,
-        restart_count: found.restart_count,
-        oom_killed: found.oom_killed,
-        restart: found.restart,
-        wanted_restart: own.wanted_restart,
-        running_for_ms,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::spec::RestartPolicy;
-
     use super::*;
 
-    fn container(started_at: &str, state: ContainerState) -> EngineContainer {
-        EngineContainer {
-            id: "c1".to_owned(),
-            name: "web".to_owned(),
-            labels: std::collections::HashMap::new(),
-            state,
-            health: None,
-            restart_count: 0,
-            oom_killed: false,
-            restart: RestartPolicy::No,
-            started_at: started_at.to_owned(),
-            start_error: String::new(),
-            addresses: Vec::new(),
-            probe_error: None,
-        }
-    }
-
     #[test]
-    fn a_start_lasts_until_the_container_starts_again() {
-        let mut seen = FirstSeen::default();
-        let mut lasting = |start: &str, state, now_ms| {
-            seen.note(&[container(start, state)], now_ms)
-                .get("c1")
-                .copied()
-        };
-        let running = ContainerState::Running;
-        assert_eq!(lasting("one", running, 1_000), Some(0));
-        assert_eq!(lasting("one", running, 6_000), Some(5_000));
-        assert_eq!(lasting("two", running, 7_000), Some(0));
-        assert_eq!(
-            lasting("two", ContainerState::Exited { code: 1 }, 8_000),
-            None
-        );
-        assert_eq!(lasting("two", running, 9_000), Some(0));
+    fn times_compare_whatever_zeros_the_engine_left_out() {
+        let order = |one: &str, two: &str| started_order(one).cmp(&started_order(two));
+        let less = std::cmp::Ordering::Less;
+        let at = |fraction: &str| format!("2026-11-21T09:05:51{fraction}Z");
+        assert_eq!(order(&at(".12"), &at(".123")), less);
+        assert_eq!(order(&at(""), &at(".000000001")), less);
+        assert_eq!(order(&at(".9"), "2026-11-21T09:05:52Z"), less);
+        assert_eq!(order("", &at("")), less);
     }
 
     #[test]
@@ -186,5 +325,37 @@ mod tests {
             Some(ConfigDigest(image.ids[0]))
         );
         assert_eq!(config(ImageStore::Containerd), None);
+    }
+
+    #[test]
+    fn a_connection_to_a_network_that_was_made_anew_is_stale() {
+        let key = ServiceKey {
+            app: "1".parse().unwrap(),
+            service: "web".parse().unwrap(),
+        };
+        let network = |id: &str| Network {
+            id: id.to_owned(),
+            name: "1_default-x".to_owned(),
+            key: NetworkKey {
+                app: "1".parse().unwrap(),
+                network: "default".parse().unwrap(),
+            },
+        };
+        let mut found = memory::tests::container("one", ContainerState::Running);
+        let attachment = crate::engine::EngineAttachment {
+            network_id: "old".to_owned(),
+            ..crate::engine::EngineAttachment::default()
+        };
+        found.networks.insert("1_default-x".to_owned(), attachment);
+        let joined = |networks: &[Network]| {
+            network_state(&found, &BTreeMap::new(), &key, networks)
+                .joined
+                .values()
+                .map(|joined| joined.stale)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(joined(&[network("old")]), [false]);
+        assert_eq!(joined(&[network("new")]), [true]);
+        assert_eq!(joined(&[]), [] as [bool; 0]);
     }
 }

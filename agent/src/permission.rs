@@ -5,8 +5,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use holdfast_plan::{Closed, Opening, ZonedWindow, opening};
+use holdfast_plan::{Closed, Opening, ServiceHistory, ZonedWindow, opening};
 use holdfast_proto::id::ServiceKey;
+use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 use holdfast_proto::window::{UpdateWindow, ZoneName};
 use jiff::tz::{TimeZone, TimeZoneDatabase};
@@ -46,8 +47,21 @@ impl Permission {
         &self.orders
     }
 
-    /// Services that no update may begin of now, of `services` with their own windows.
+    /// Services of which nothing may begin now: of the target, and of those that left it.
     pub fn closed(
+        &self,
+        target: &TargetState,
+        histories: &BTreeMap<ServiceKey, ServiceHistory>,
+        now: Timestamp,
+        now_ms: u64,
+    ) -> BTreeMap<ServiceKey, Closed> {
+        let known = histories.keys().map(|key| (key.clone(), &[][..]));
+        let wanted = target.services();
+        let wanted = wanted.map(|(key, service)| (key, service.config.windows()));
+        self.closed_of(&known.chain(wanted).collect(), now, now_ms)
+    }
+
+    fn closed_of(
         &self,
         services: &BTreeMap<ServiceKey, &[UpdateWindow]>,
         now: Timestamp,

@@ -105,6 +105,12 @@ impl<'a, E: Engine, C: Clock> Prober<'a, E, C> {
         self.watched.get(id).map(|watched| &watched.state)
     }
 
+    /// What every container on trial has answered so far.
+    pub fn states(&self) -> BTreeMap<String, ProbeState> {
+        let state = |(id, watched): (&String, &Watched<'a>)| (id.clone(), watched.state.clone());
+        self.watched.iter().map(state).collect()
+    }
+
     /// Ends when an answer changed a state; without anything on trial, never.
     pub async fn changed(&mut self) {
         loop {

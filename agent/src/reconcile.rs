@@ -8,24 +8,33 @@ mod pulls;
 mod view;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 
 use futures_util::StreamExt as _;
 use holdfast_plan::{
-    GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
+    Closed, GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
+use holdfast_proto::target::TargetState;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, Randomness};
-use crate::engine::{Engine, EngineError, EngineInfo};
+use crate::disk;
+use crate::engine::{Engine, EngineError, EngineInfo, guard};
 use crate::execute::Execution;
+use crate::execute::pull::PullError;
 use crate::fault::chain;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
 use crate::notify::Notifier;
-use crate::observe::{FirstSeen, Subject, observe};
+use crate::observe::{Memory, Subject, observe};
+use crate::permission::Permission;
+use crate::policy::Policy;
+use crate::probe::Prober;
+use crate::reserve::Reserve;
 use crate::retry::Backoff;
+use crate::secrets;
 use crate::shared::{Accepted, JOURNAL_UNWRITABLE, Shared};
 
 use failures::Failures;
@@ -41,6 +50,9 @@ const AWAY_MIN_MS: u64 = 500;
 const AWAY_MAX_MS: u64 = 5_000;
 /// The same step so often in a row, each time with success, changes nothing: it is slowed down.
 const MAX_REPEATS: u32 = 5;
+
+/// Notice: the reserve was given up and could not be made again yet.
+const RESERVE_USED: &str = "reserve_used";
 
 /// How the loop behaves.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +79,14 @@ pub struct Parts<'a, E, C, R> {
     pub notifier: &'a Notifier,
     /// The device.
     pub device: DeviceId,
+    /// When updates may begin.
+    pub permission: &'a Permission,
+    /// What the device's owner allows.
+    pub policy: &'a Policy,
+    /// Where the files of secrets and configs are.
+    pub files: &'a secrets::Place,
+    /// What is given up on a full disk.
+    pub reserve: &'a Reserve,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -81,6 +101,7 @@ enum Reason {
     Signal,
     Timer,
     Pull,
+    Probe,
 }
 
 impl Reason {
@@ -91,6 +112,7 @@ impl Reason {
             Self::Signal => "signal",
             Self::Timer => "timer",
             Self::Pull => "pull",
+            Self::Probe => "probe",
         }
     }
 }
@@ -111,17 +133,35 @@ pub struct Reconciler<'a, E, C, R> {
     info: Option<EngineInfo>,
     away: Backoff,
     histories: BTreeMap<ServiceKey, ServiceHistory>,
+    /// Images that the agent pulled.
+    pulled: BTreeMap<String, ServiceKey>,
     failures: Failures,
-    first_seen: FirstSeen,
+    memory: Memory,
+    prober: Prober<'a, E, C>,
+    /// Whether the journal knows which containers are the agent's own.
+    knows_its_own: bool,
     pulls: Pulls<'a>,
     repeated: (String, u32),
     target: Option<Rc<Accepted>>,
+    /// What the device's policy refuses of that target.
+    refused: BTreeMap<ServiceKey, String>,
 }
 
 impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     /// Takes up what the journal holds; intents of an agent that died are counted.
     pub fn new(parts: Parts<'a, E, C, R>) -> Result<Self, JournalError> {
-        for dead in parts.journal.take_dead_intents()? {
+        // A disk that cannot be written now is no reason not to look after what runs.
+        let dead = parts
+            .journal
+            .take_dead_intents()
+            .or_else(|error| match error {
+                JournalError::Write(_) => {
+                    tell_unwritable(parts.shared, &error);
+                    Ok(Vec::new())
+                }
+                error => Err(error),
+            });
+        for dead in dead? {
             tracing::warn!(
                 service.name = %dead.key, step = %dead.step,
                 "the agent died in the middle of a step; it goes on from what the engine shows"
@@ -133,10 +173,14 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             away: Backoff::new(AWAY_MIN_MS, AWAY_MAX_MS, parts.random.number()),
             failures: Failures::new(parts.random.number()),
             histories,
-            first_seen: FirstSeen::default(),
+            pulled: parts.journal.pulled()?,
+            memory: Memory::default(),
+            prober: Prober::new(parts.engine, parts.clock),
+            knows_its_own: parts.journal.knows_what_was_made()?,
             pulls: Pulls::default(),
             repeated: (String::new(), 0),
             target: None,
+            refused: BTreeMap::new(),
             parts,
         })
     }
@@ -165,14 +209,15 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     self.after_pull(done);
                     Reason::Pull
                 }
+                () = self.prober.changed() => Reason::Probe,
                 () = shared.reconcile.notified() => Reason::Signal,
                 () = clock.sleep_ms(wait_ms) => {
                     if wait_ms == 0 { Reason::Step } else { Reason::Timer }
                 }
             };
         }
-        for (intent, key) in self.pulls.abort() {
-            self.finish(intent, &key, Change::None);
+        for begun in self.pulls.abort() {
+            self.finish(begun.intent, &begun.key, Change::None);
         }
         Ok(())
     }
@@ -203,6 +248,14 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         if self.target.as_ref() != Some(&accepted) {
             // A new target is a new chance for everything that failed.
             self.failures.clear();
+            let Parts {
+                policy,
+                device,
+                files,
+                ..
+            } = self.parts;
+            let runtime_dir = &files.runtime_dir;
+            self.refused = guard::refusals(policy, &device, &accepted.target, runtime_dir);
             self.target = Some(accepted.clone());
         }
         if self.parts.shared.take_hurry() {
@@ -215,14 +268,22 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         };
         self.engine_back();
         let now = self.parts.clock.now();
+        if !self.knows_its_own {
+            return self.adopt(&observed);
+        }
+        let closed = self.closed(&accepted.target);
         let plan = decide(&Situation {
             target: &accepted.target,
             observed: &observed,
             history: &history,
             gate: &self.parts.rules.gate,
+            closed: &closed,
             now,
         });
         self.failures.keep_only_of(&plan);
+        if plan.is_converged() && !self.parts.shared.is_asking() {
+            self.parts.permission.orders().end_force();
+        }
         self.publish(view::of(&view::Sight {
             accepted: &accepted,
             observed: &observed,
@@ -238,6 +299,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             None if begun => Next::Again,
             None => {
                 self.repeated.1 = 0;
+                self.keep_reserve();
                 let until = plan.look_again.map(|at| at.since_ms(now).max(0));
                 let until = until.and_then(|ms| u64::try_from(ms).ok());
                 // One more millisecond: the end itself must lie behind the next look.
@@ -270,14 +332,60 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let info = self.info.as_ref().ok_or_else(|| EngineError::Nonsense {
             detail: "it was not asked yet".to_owned(),
         })?;
+        let probes = self.prober.states();
         let subject = Subject {
             device: &self.parts.device,
             info,
             target: &accepted.target,
             history,
+            adopts: !self.knows_its_own,
+            probes: &probes,
+            refused: &self.refused,
+            disk: disk::of_engine(Path::new(&info.root), self.parts.reserve),
         };
+        if self.parts.shared.take_sight_lost() {
+            self.memory.lose_sight();
+        }
         let now_ms = self.parts.clock.monotonic_ms();
-        observe(self.parts.engine, &subject, &mut self.first_seen, now_ms).await
+        let look = observe(self.parts.engine, &subject, &mut self.memory, now_ms).await?;
+        self.prober.watch(look.trials);
+        Ok(look.observed)
+    }
+
+    /// Services that no update may begin of now; also of those that left the target.
+    fn closed(&self, target: &TargetState) -> BTreeMap<ServiceKey, Closed> {
+        let Parts {
+            clock, permission, ..
+        } = self.parts;
+        let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+        permission.closed(target, &self.histories, now, now_ms)
+    }
+
+    /// With a new or rebuilt journal: what carries this device's labels is taken up as its own, once.
+    fn adopt(&mut self, observed: &Observed) -> Next {
+        let containers = observed.containers.iter();
+        let containers = containers.map(|found| (&found.key, &found.name, &found.id));
+        let sandboxes = observed.sandboxes.iter();
+        let sandboxes = sandboxes.map(|found| (&found.key, &found.name, &found.id));
+        let mut histories = self.histories.clone();
+        let mut count = 0_usize;
+        for (key, name, id) in containers.chain(sandboxes) {
+            let history = histories.entry(key.clone()).or_default();
+            history.made.insert(name.clone(), id.clone());
+            count += 1;
+        }
+        if let Err(error) = self.parts.journal.adopt(&histories) {
+            return self.unwritable(&error);
+        }
+        if count > 0 {
+            tracing::info!(
+                count,
+                "a new journal takes up this device's containers by their labels"
+            );
+        }
+        self.histories = histories;
+        self.knows_its_own = true;
+        Next::Again
     }
 
     /// What is remembered, with the failures' times on the wall clock of this moment.
@@ -287,12 +395,17 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             services: self.histories.clone(),
             pulls: self.failures.pulls(now, now_ms),
             steps: self.failures.steps(now, now_ms),
+            images: self.failures.images(now, now_ms),
+            outgrown: self.failures.outgrown().clone(),
+            pulled: self.pulled.clone(),
+            pulling: self.pulls.images().cloned().collect(),
         }
     }
 
     /// An engine that is away says nothing of any spec: nothing is judged or undone for it.
     fn engine_away(&mut self, error: &EngineError) -> Next {
         self.info = None;
+        self.memory.lose_sight();
         let wait_ms = self.away.next_ms();
         if self.away.failures() == 1 {
             tracing::error!(error = %chain(error), "the container engine does not answer");
@@ -329,9 +442,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let Parts {
             engine,
             clock,
-            journal,
             notifier,
             device,
+            files,
             ..
         } = self.parts;
         let mut execution = Execution {
@@ -339,6 +452,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             device: &device,
             target: &accepted.target,
             observed,
+            files,
             history: self.histories.get(&key).cloned().unwrap_or_default(),
             now: clock.now(),
         };
@@ -348,7 +462,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             step: step.to_string(),
             candidate: step.candidate(),
         };
-        let id = match journal.begin(&intent, &before, clock.now()) {
+        if !step.begins() && self.parts.reserve.give_up_if_full() {
+            self.tell_reserve_used();
+        }
+        let id = match self.begin(&intent, &before, step.begins()) {
             Ok(id) => id,
             Err(error) => return self.unwritable(&error),
         };
@@ -382,15 +499,26 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     generation = accepted.target.generation, duration_ms, "{step}"
                 );
                 self.failures.step_succeeded(&key, step.code());
+                if let Some(name) = step.image_name() {
+                    self.failures.image_succeeded(name);
+                    self.memory.forget_images();
+                }
+                if let Step::Start { container, .. } = step {
+                    self.memory.began(&container.id);
+                }
                 self.finish(id, &key, change);
             }
             Err(error) => {
                 self.repeated.1 = 0;
                 let error_text = chain(&error);
                 let now_ms = clock.monotonic_ms();
-                let attempt = self
-                    .failures
-                    .step_failed(&key, step.code(), &error_text, now_ms);
+                let attempt = match step.image_name() {
+                    // What runs and what is to run depends on no image's name: nothing else waits for it.
+                    Some(name) => self.failures.image_failed(name, &error_text, now_ms),
+                    None => self
+                        .failures
+                        .step_failed(&key, step.code(), &error_text, now_ms),
+                };
                 tracing::error!(
                     step = step.code(), service.name = %key.service, app.id = %key.app,
                     generation = accepted.target.generation, attempt, duration_ms,
@@ -399,6 +527,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 self.finish(id, &key, Change::None);
                 if error.is_engine_away() {
                     self.info = None;
+                    self.memory.lose_sight();
                 }
             }
         }
@@ -424,16 +553,51 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         Some(Next::Again)
     }
 
+    /// Writes an intent down. On a full disk the reserve makes room for it, unless it begins something new.
+    fn begin(
+        &self,
+        intent: &Intent,
+        change: &Change,
+        begins: bool,
+    ) -> Result<IntentId, JournalError> {
+        let Parts { journal, clock, .. } = self.parts;
+        let first = journal.begin(intent, change, clock.now());
+        if first.is_ok() || begins || !self.parts.reserve.give_up() {
+            return first;
+        }
+        self.tell_reserve_used();
+        journal.begin(intent, change, clock.now())
+    }
+
+    fn tell_reserve_used(&self) {
+        let detail = "the disk is full: the agent gave its reserve up to end what it had begun; \
+                      make room, then it is put back";
+        self.parts.shared.notice(RESERVE_USED, detail);
+    }
+
+    /// Makes the reserve, or makes it again, while nothing else is going on.
+    fn keep_reserve(&self) {
+        if self.pulls.is_empty() && self.parts.reserve.make() {
+            self.parts.shared.clear_notice(RESERVE_USED);
+        }
+    }
+
     fn unwritable(&mut self, error: &JournalError) -> Next {
-        let detail = chain(error);
-        tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
-        self.parts.shared.notice(JOURNAL_UNWRITABLE, &detail);
+        tell_unwritable(self.parts.shared, error);
         Next::WaitMs(AWAY_MAX_MS)
     }
 
     /// Writes an outcome down. The effect is there already: memory takes it even if the disk does not.
     fn finish(&mut self, intent: IntentId, key: &ServiceKey, change: Change) {
-        match self.parts.journal.finish(intent, key, &change) {
+        let Parts {
+            journal, reserve, ..
+        } = self.parts;
+        let mut outcome = journal.finish(intent, key, &change);
+        if outcome.is_err() && reserve.give_up() {
+            self.tell_reserve_used();
+            outcome = journal.finish(intent, key, &change);
+        }
+        match outcome {
             Ok(()) => self.parts.shared.clear_notice(JOURNAL_UNWRITABLE),
             Err(error) => {
                 let detail = chain(&error);
@@ -453,6 +617,12 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Change::Forget => {
                 self.histories.remove(key);
             }
+            Change::Own(image) => {
+                self.pulled.entry(image).or_insert_with(|| key.clone());
+            }
+            Change::Disown(image) => {
+                self.pulled.remove(&image);
+            }
         }
     }
 
@@ -460,8 +630,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     fn begin_pulls(&mut self, plan: &Plan, observed: &Observed) -> bool {
         let mut begun = false;
         for step in &plan.steps {
-            let Some(pull) = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules)
-            else {
+            let asked = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules);
+            let Some((pull, why)) = asked else {
                 continue;
             };
             if !self.pulls.has_room_for(&pull.image) {
@@ -473,13 +643,22 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 candidate: None,
             };
             let now = self.parts.clock.now();
-            match self.parts.journal.begin(&intent, &Change::None, now) {
+            let own = Change::Own(pull.image.clone());
+            match self.parts.journal.begin(&intent, &own, now) {
                 Ok(id) => {
+                    self.remember(&intent.key, own);
                     tracing::info!(
                         step = step.code(), service.name = %intent.key.service,
                         app.id = %intent.key.app, image.digest = %pull.image, "begun: {step}"
                     );
-                    self.pulls.begin(self.parts.engine, pull, id, intent.key);
+                    let Parts { engine, clock, .. } = self.parts;
+                    let key = intent.key;
+                    let of = pulls::Begun {
+                        intent: id,
+                        key,
+                        why,
+                    };
+                    self.pulls.begin(engine, clock, pull, of);
                     begun = true;
                 }
                 Err(error) => {
@@ -492,9 +671,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     }
 
     fn after_pull(&mut self, done: pulls::Done) {
-        let Some((intent, key)) = self.pulls.take(&done.image) else {
+        let Some(pulls::Begun { intent, key, why }) = self.pulls.take(&done.image) else {
             return;
         };
+        self.memory.forget_images();
         match done.outcome {
             Ok(()) => {
                 tracing::info!(
@@ -506,7 +686,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Err(error) => {
                 let text = chain(&error);
                 let now_ms = self.parts.clock.monotonic_ms();
-                let attempt = self.failures.pull_failed(&done.image, &text, now_ms);
+                if let (PullError::NoSpace { .. }, Some(free)) = (&error, done.free_before) {
+                    self.failures.outgrew(&done.image, free);
+                }
+                let attempt = self.failures.pull_failed(&done.image, why, &text, now_ms);
                 tracing::error!(
                     step = "pull", service.name = %key.service, app.id = %key.app,
                     image.digest = %done.image, attempt, error = %text,
@@ -516,4 +699,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         }
         self.finish(intent, &key, Change::None);
     }
+}
+
+fn tell_unwritable(shared: &Shared, error: &JournalError) {
+    let detail = chain(error);
+    tracing::error!(error = %detail, "nothing is changed: the journal cannot be written");
+    shared.notice(JOURNAL_UNWRITABLE, &detail);
 }

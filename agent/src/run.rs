@@ -3,6 +3,7 @@
 //! One thread, one task: the loops share plain memory and are dropped together at the end.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::time::Duration;
 
 use holdfast_plan::GateRules;
@@ -17,7 +18,7 @@ use crate::engine::docker::DockerEngine;
 use crate::engine::{Engine, EngineInfo};
 use crate::enrolment::{Enrolment, EnrolmentError, make_state_folder};
 use crate::fault::chain;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, Opened};
 use crate::local_api::LocalApi;
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
@@ -25,14 +26,21 @@ use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
+use crate::reserve::Reserve;
 use crate::retry::Backoff;
-use crate::shared::Shared;
+use crate::secrets;
+use crate::shared::{JOURNAL_UNWRITABLE, Shared};
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
 pub const MAX_ATTEMPTS: u32 = 3;
+/// How often the engine may end a trial of one spec. Generous: an engine that is being repaired or
+/// updated says nothing of the release.
+pub const MAX_INTERRUPTIONS: u32 = 10;
 /// An event stream that ended is opened again from half a second up to five seconds later.
 const WATCH_MIN_MS: u64 = 500;
 const WATCH_MAX_MS: u64 = 5_000;
+/// A journal that could not be opened is tried again so often: a disk is mended by hand.
+const JOURNAL_AGAIN_MS: u64 = 10_000;
 /// Calls that hang must not keep a stopped agent alive: the loops get this long to end a step.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(85);
 
@@ -62,14 +70,69 @@ pub enum RunError {
     Signals(#[source] std::io::Error),
 }
 
+/// Why the loops ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Somebody asked for it.
+    Asked,
+    /// The journal on the disk can, or must, be opened again.
+    ToOpenTheJournal,
+}
+
 /// Runs the agent until SIGTERM or SIGINT; containers keep running.
 pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
+    while Box::pin(work(settings, policy)).await? == Ended::ToOpenTheJournal {
+        tracing::info!("the journal is opened again");
+    }
+    Ok(())
+}
+
+/// Opens the journal and reads it once. A device whose disk fails goes on with one in memory: it changes
+/// nothing then, and says so in its reports.
+fn open_journal(folder: &Path) -> Result<Opened, JournalError> {
+    let opened = Journal::open(folder).and_then(|opened| {
+        opened.journal.target()?;
+        opened.journal.histories()?;
+        Ok(opened)
+    });
+    match opened {
+        // Another agent's memory is whole: not to be worked without, and not this one's to replace.
+        Ok(_) | Err(JournalError::Newer { .. }) => opened,
+        Err(error) => {
+            tracing::error!(
+                error = %chain(&error),
+                "nothing will be changed: the journal on the disk cannot be used"
+            );
+            Ok(Opened {
+                journal: Journal::in_memory(&error)?,
+                moved_aside: None,
+            })
+        }
+    }
+}
+
+/// Waits until the journal on the disk should be opened again: it could not be and now can, or it was
+/// damaged while it was in use.
+async fn journal_again<C: Clock>(folder: &Path, journal: &Journal, clock: &C) {
+    loop {
+        clock.sleep_ms(JOURNAL_AGAIN_MS).await;
+        let can_now = || Journal::open(folder).is_ok_and(|opened| opened.journal.target().is_ok());
+        if journal.was_damaged() || (journal.lacks_a_file().is_some() && can_now()) {
+            return;
+        }
+    }
+}
+
+async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
     let enrolment = Enrolment::load(&settings.state_dir)?;
-    let opened = Journal::open(&settings.state_dir)?;
+    let opened = open_journal(&settings.state_dir)?;
     let journal = opened.journal;
     let shared = Shared::new(poll::stored(&journal, &enrolment.uuid)?);
+    if let Some(why) = journal.lacks_a_file() {
+        shared.notice(JOURNAL_UNWRITABLE, why);
+    }
     if let Some(aside) = opened.moved_aside {
         let detail = format!(
             "the journal was damaged, moved to {} and begun anew; containers are known by their labels",
@@ -81,7 +144,16 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
     let client = client(settings, &enrolment)?;
     let (clock, random) = (SystemClock::start(), SystemRandomness);
     let notifier = Notifier::from_env();
-    let engine = DockerEngine::new(&settings.docker.socket, policy.clone());
+    let engine = DockerEngine::new(
+        &settings.docker.socket,
+        &settings.runtime_dir,
+        policy.clone(),
+    );
+    let files = secrets::Place {
+        runtime_dir: settings.runtime_dir.clone(),
+        on_disk: settings.secrets_on_disk,
+    };
+    let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
     let claimed = RefCell::new(None);
     let claim = |info: &EngineInfo| {
         let mut claimed = claimed.borrow_mut();
@@ -107,6 +179,10 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         shared: &shared,
         notifier: &notifier,
         device: enrolment.uuid,
+        permission: &permission,
+        policy,
+        files: &files,
+        reserve: &reserve,
         rules: rules(settings),
         claim: &claim,
     })?;
@@ -144,6 +220,9 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         () = reporter.run() => {}
         () = local_api.run() => {}
         () = watch(&engine, &enrolment, &shared, &clock, &random) => {}
+        () = journal_again(&settings.state_dir, &journal, &clock) => {
+            return Ok(Ended::ToOpenTheJournal);
+        }
         () = async {
             let name = stop.next().await;
             tracing::info!("{name} received: the running step is finished, containers stay");
@@ -153,7 +232,7 @@ pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
         } => tracing::warn!("a step did not end in time; it is taken up at the next start"),
     }
     tracing::info!("the agent ended");
-    Ok(())
+    Ok(Ended::Asked)
 }
 
 struct Signals {
@@ -184,7 +263,9 @@ pub fn rules(settings: &Settings) -> Rules {
         gate: GateRules {
             stable_ms: 1_000 * settings.gate.stable_seconds,
             healthy_timeout_ms: 1_000 * settings.gate.healthy_timeout_seconds,
+            soak_ms: 1_000 * settings.gate.soak_seconds,
             max_attempts: MAX_ATTEMPTS,
+            max_interruptions: MAX_INTERRUPTIONS,
         },
         no_progress_ms: 1_000 * settings.pull.no_progress_seconds,
     }
@@ -220,10 +301,10 @@ async fn watch<E: Engine, C: Clock, R: Randomness>(
         if let Err(error) = engine.watch(&enrolment.uuid, nudge).await {
             tracing::debug!(error = %chain(&error), "the engine's events ended");
         }
+        // Whatever happened while nobody listened is seen by looking.
+        shared.lose_sight();
         if clock.monotonic_ms().saturating_sub(begun_ms) > WATCH_MAX_MS {
             backoff.reset();
-            // Whatever happened while nobody listened is seen by looking.
-            shared.reconcile.notify_one();
         }
         clock.sleep_ms(backoff.next_ms()).await;
     }

@@ -88,6 +88,7 @@ pub struct Shared {
     target: RefCell<Option<Rc<Accepted>>>,
     view: RefCell<Rc<View>>,
     notices: RefCell<BTreeMap<&'static str, String>>,
+    sight_lost: Cell<bool>,
     /// Whether somebody wants the server asked, and it has not answered since.
     asked: Cell<bool>,
     hurried: Cell<bool>,
@@ -106,6 +107,7 @@ impl Shared {
             target: RefCell::new(target.map(Rc::new)),
             view: RefCell::new(Rc::new(View::unknown())),
             notices: RefCell::default(),
+            sight_lost: Cell::new(false),
             asked: Cell::new(false),
             hurried: Cell::new(false),
             reconcile: Notify::new(),
@@ -137,6 +139,17 @@ impl Shared {
         if differs {
             self.report.notify_one();
         }
+    }
+
+    /// The engine's events ended: it may have been away, and may have ended containers meanwhile.
+    pub fn lose_sight(&self) {
+        self.sight_lost.set(true);
+        self.reconcile.notify_one();
+    }
+
+    /// Whether that happened since it was last asked.
+    pub fn take_sight_lost(&self) -> bool {
+        self.sight_lost.take()
     }
 
     /// Somebody wants an update now: the server is asked, and what failed is tried again, at once.

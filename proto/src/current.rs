@@ -105,6 +105,9 @@ pub struct ServiceReport {
     /// Whether it passed its health gate.
     #[serde(default)]
     pub verified: bool,
+    /// Whether the images of every way back are on the device; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_ready: Option<bool>,
     /// The spec that failed here and is not tried again until the target changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<RejectedReport>,

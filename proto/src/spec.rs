@@ -4,6 +4,7 @@
 
 mod check;
 mod mount;
+mod options;
 mod parts;
 mod port;
 mod probe;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::FIELDS;
 pub use mount::{BindOptions, FileGrant, Mount, MountKind, TmpfsOptions, VolumeOptions};
+pub use options::{Strategy, UpdateOptions};
 pub use parts::{
     Condition, Dependency, Deploy, DeviceMapping, HealthTest, Healthcheck, Logging,
     NetworkAttachment, NetworkMode, ResourceAmounts, Resources, RestartPolicy, Ulimit,
@@ -25,6 +27,7 @@ pub use probe::{HttpProbe, Probe, ProbeAction, TcpProbe};
 pub use values::{ByteSize, CommandLine, Cpus, Period};
 
 use crate::id::ServiceName;
+use crate::window::UpdateWindow;
 
 /// Prefix of the labels that Holdfast itself puts on containers; services cannot set these.
 pub const LABEL_PREFIX: &str = "io.holdfast.";
@@ -192,7 +195,10 @@ pub struct ServiceSpec {
     /// Configuration given as files.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub configs: Vec<FileGrant>,
-    /// Extensions (`x-…`), carried along and not interpreted; any other name here is an unknown field.
+    /// How the service is updated on a device.
+    #[serde(rename = "x-holdfast", skip_serializing_if = "Option::is_none")]
+    pub holdfast: Option<UpdateOptions>,
+    /// Other extensions (`x-…`), carried along and not interpreted; any other name here is an unknown field.
     #[serde(flatten)]
     pub extensions: BTreeMap<String, serde_json::Value>,
 }
@@ -204,6 +210,26 @@ impl ServiceSpec {
     /// `unless-stopped` does not after the engine was killed (measured: an engine killed with SIGKILL leaves it down).
     pub fn restart_policy(&self) -> RestartPolicy {
         self.restart.unwrap_or(RestartPolicy::Always)
+    }
+
+    /// In which order old and new stop and start.
+    pub fn strategy(&self) -> Strategy {
+        let options = self.holdfast.as_ref();
+        options
+            .and_then(|options| options.strategy)
+            .unwrap_or_default()
+    }
+
+    /// When updates may begin, beside the device's own windows.
+    pub fn windows(&self) -> &[UpdateWindow] {
+        let options = self.holdfast.as_ref();
+        options.map_or(&[], |options| options.windows.as_slice())
+    }
+
+    /// Services with a higher number are updated first.
+    pub fn priority(&self) -> i32 {
+        let options = self.holdfast.as_ref();
+        options.and_then(|options| options.priority).unwrap_or(0)
     }
 }
 

@@ -34,7 +34,7 @@ impl Options {
             settings: json!({
                 "poll": { "interval_seconds": 1 },
                 "report": { "heartbeat_seconds": 5 },
-                "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15 },
+                "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15, "soak_seconds": 0 },
                 "pull": { "no_progress_seconds": 20 },
                 "log": { "format": "json", "level": "debug" },
             }),
@@ -74,12 +74,20 @@ impl Agent {
         let folder = crate::place::temporary("agent")?;
         let state = options.state.unwrap_or_else(|| folder.path().join("state"));
         fs::create_dir_all(&state)?;
+        let runtime = folder.path().join("run");
+        fs::create_dir(&runtime)?;
         let mut config = options.settings;
         config["api"] = json!({ "url": options.api });
         config["state_dir"] = json!(state);
+        if config["runtime_dir"].is_null() {
+            // Each agent has its own; the lab's folder is on a disk.
+            config["runtime_dir"] = json!(folder.path().join("run"));
+            config["secrets_on_disk"] = json!(true);
+        }
         config["docker"]["socket"] = json!(options.docker);
-        config["local_api"]["socket"] = json!(folder.path().join("agent.sock"));
-        config["updates"]["lock_dir"] = json!(folder.path().join("locks"));
+        config["runtime_dir"] = json!(runtime);
+        // The lab's folder is on a disk.
+        config["secrets_on_disk"] = json!(true);
         let path = folder.path().join("agent.yaml");
         fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
         let binary = binaries::agent()?;
@@ -140,6 +148,11 @@ impl Agent {
     /// Its state folder.
     pub fn state(&self) -> PathBuf {
         self.state.clone()
+    }
+
+    /// Its folder for what need not survive a restart of the machine: socket, update locks.
+    pub fn runtime(&self) -> PathBuf {
+        self.folder.path().join("run")
     }
 
     /// Its settings file.

@@ -31,6 +31,11 @@ const BRINGS: &[(&str, &str)] = &[
     ("sqlite3", "sqlite3"),
     ("faketime", "faketime"),
     ("docker-compose", "docker-compose"),
+    ("qemu-aarch64-static", "qemu-user-static"),
+    ("qemu-arm-static", "qemu-user-static"),
+    ("podman", "podman"),
+    ("netavark", "netavark"),
+    ("aardvark-dns", "aardvark-dns"),
 ];
 
 /// Makes sure that these programs are there, and says where each one is.
@@ -80,7 +85,8 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.extend(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from));
+    let system = ["/usr/sbin", "/sbin", "/usr/local/bin", "/usr/lib/podman"];
+    folders.extend(system.map(PathBuf::from));
     if let Ok(versions) = std::fs::read_dir("/usr/lib/postgresql") {
         folders.extend(versions.flatten().map(|version| version.path().join("bin")));
     }

@@ -99,6 +99,14 @@ impl Engine {
         Ok(Self { docker, lab })
     }
 
+    /// An engine that somebody else started and ends.
+    pub fn at(socket: &Path) -> Self {
+        Self {
+            docker: Docker::at(socket),
+            lab: None,
+        }
+    }
+
     /// An engine for this caller alone, which it may kill and restart.
     pub async fn private() -> anyhow::Result<Self> {
         Self::private_with(Private::default()).await

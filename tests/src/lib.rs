@@ -17,6 +17,7 @@ pub mod http_tap;
 pub mod images;
 pub mod layers;
 pub mod place;
+pub mod podman;
 pub mod postgres;
 pub mod process;
 pub mod receiver;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use holdfast_proto::spec::{Period, RestartPolicy, ServiceSpec};
+
 use crate::observed::{Container, ContainerState, Health};
 
 /// How long the gate looks before it decides.
@@ -9,10 +11,14 @@ use crate::observed::{Container, ContainerState, Health};
 pub struct GateRules {
     /// Without a health check: how long a container must run without ending.
     pub stable_ms: u64,
-    /// With one: how long it may take to become healthy.
+    /// With one: how long it may take to become healthy, its start period not counted.
     pub healthy_timeout_ms: u64,
+    /// With one: how long it must then stay healthy.
+    pub soak_ms: u64,
     /// How often the agent may die over one spec before it gives that spec up.
     pub max_attempts: u32,
+    /// How often the engine may end a trial of one spec before it is given up.
+    pub max_interruptions: u32,
 }
 
 /// What the agent's own probe of a container on trial has shown so far.
@@ -59,6 +65,21 @@ pub enum RejectReason {
         /// How long it had.
         timeout_ms: u64,
     },
+    /// The check that should tell its health cannot be run.
+    ProbeCannotRun {
+        /// Why not.
+        error: String,
+    },
+    /// The agent's own probe failed too often in a row.
+    ProbeFailed {
+        /// How it failed last.
+        error: String,
+    },
+    /// The engine runs it without a port that it should publish.
+    PortNotPublished {
+        /// The port.
+        port: String,
+    },
     /// It ended and was started again during the gate.
     CrashLoop {
         /// How often.
@@ -68,6 +89,11 @@ pub enum RejectReason {
     StartFailed {
         /// The engine's words.
         error: String,
+    },
+    /// The engine ended its trial again and again.
+    Interrupted {
+        /// How often.
+        times: u32,
     },
     /// The agent died again and again while it worked on it.
     AgentDied {
@@ -84,6 +110,10 @@ impl RejectReason {
             Self::OutOfMemory => "out_of_memory",
             Self::Unhealthy => "unhealthy",
             Self::NeverHealthy { .. } => "never_healthy",
+            Self::ProbeCannotRun { .. } => "probe_cannot_run",
+            Self::ProbeFailed { .. } => "probe_failed",
+            Self::PortNotPublished { .. } => "port_not_published",
+            Self::Interrupted { .. } => "interrupted",
             Self::CrashLoop { .. } => "crash_loop",
             Self::StartFailed { .. } => "start_failed",
             Self::AgentDied { .. } => "agent_died",
@@ -104,6 +134,14 @@ impl fmt::Display for RejectReason {
                     timeout_ms / 1000
                 )
             }
+            Self::ProbeCannotRun { error } => write!(f, "its health check cannot run: {error}"),
+            Self::ProbeFailed { error } => write!(f, "its probe failed: {error}"),
+            Self::PortNotPublished { port } => {
+                write!(f, "the engine does not publish its port {port}")
+            }
+            Self::Interrupted { times } => {
+                write!(f, "the engine ended its trial {times} times")
+            }
             Self::CrashLoop { restarts } => write!(f, "it crashed and restarted {restarts} times"),
             Self::StartFailed { error } => write!(f, "it could not be started: {error}"),
             Self::AgentDied { times } => write!(f, "the agent died {times} times working on it"),
@@ -111,8 +149,8 @@ impl fmt::Display for RejectReason {
     }
 }
 
-/// Judges a candidate that was started.
-pub fn judge(candidate: &Container, rules: &GateRules) -> Verdict {
+/// Judges a container of `spec` that was started on trial.
+pub fn judge(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -> Verdict {
     if candidate.oom_killed {
         return Verdict::Fail(RejectReason::OutOfMemory);
     }
@@ -122,6 +160,9 @@ pub fn judge(candidate: &Container, rules: &GateRules) -> Verdict {
         });
     }
     match candidate.state {
+        ContainerState::Exited { code: 0 } if ends_by_itself(candidate.wanted_restart) => {
+            Verdict::Pass
+        }
         ContainerState::Exited { code } => Verdict::Fail(RejectReason::Exited { code }),
         ContainerState::Dead => Verdict::Fail(RejectReason::Exited { code: -1 }),
         ContainerState::Created
@@ -130,25 +171,76 @@ pub fn judge(candidate: &Container, rules: &GateRules) -> Verdict {
         | ContainerState::Paused => Verdict::Wait {
             remaining_ms: rules.stable_ms,
         },
-        ContainerState::Running => judge_running(candidate, rules),
+        ContainerState::Running => judge_running(candidate, spec, rules),
     }
 }
 
-fn judge_running(candidate: &Container, rules: &GateRules) -> Verdict {
+/// Whether ending without an error is what a container with this policy is for.
+pub(crate) fn ends_by_itself(restart: RestartPolicy) -> bool {
+    match restart {
+        RestartPolicy::No | RestartPolicy::OnFailure(_) => true,
+        RestartPolicy::Always | RestartPolicy::UnlessStopped => false,
+    }
+}
+
+fn judge_running(candidate: &Container, spec: &ServiceSpec, rules: &GateRules) -> Verdict {
+    if let Some(reason) = unhealthy(candidate, spec) {
+        return Verdict::Fail(reason);
+    }
+    let options = spec.holdfast.as_ref();
+    let soak_ms = options
+        .and_then(|options| options.soak)
+        .map(Period::as_millis);
+    let probe = options.and_then(|options| options.probe.as_ref());
+    let checked = candidate.health.is_some() || probe.is_some();
     let ran_ms = candidate.running_for_ms.unwrap_or(0);
-    let within = |limit_ms: u64| limit_ms.checked_sub(ran_ms).filter(|left| *left > 0);
-    match candidate.health {
-        None => match within(rules.stable_ms) {
+    let (good_for_ms, needed_ms) = if checked {
+        (candidate.healthy_for_ms, soak_ms.unwrap_or(rules.soak_ms))
+    } else {
+        (
+            Some(ran_ms),
+            rules.stable_ms.max(soak_ms.unwrap_or_default()),
+        )
+    };
+    if let Some(good_for_ms) = good_for_ms {
+        return match needed_ms.checked_sub(good_for_ms).filter(|left| *left > 0) {
             Some(remaining_ms) => Verdict::Wait { remaining_ms },
             None => Verdict::Pass,
-        },
-        Some(Health::Healthy) => Verdict::Pass,
-        Some(Health::Unhealthy) => Verdict::Fail(RejectReason::Unhealthy),
-        Some(Health::Starting) => match within(rules.healthy_timeout_ms) {
-            Some(remaining_ms) => Verdict::Wait { remaining_ms },
-            None => Verdict::Fail(RejectReason::NeverHealthy {
-                timeout_ms: rules.healthy_timeout_ms,
-            }),
-        },
+        };
     }
+    let start_period_ms = spec
+        .healthcheck
+        .as_ref()
+        .and_then(|check| check.start_period)
+        .map_or(0, Period::as_millis);
+    let timeout_ms = options
+        .and_then(|options| options.handover_timeout)
+        .map_or(rules.healthy_timeout_ms, Period::as_millis)
+        .saturating_add(start_period_ms);
+    match timeout_ms.checked_sub(ran_ms).filter(|left| *left > 0) {
+        Some(remaining_ms) => Verdict::Wait { remaining_ms },
+        None => Verdict::Fail(RejectReason::NeverHealthy { timeout_ms }),
+    }
+}
+
+fn unhealthy(candidate: &Container, spec: &ServiceSpec) -> Option<RejectReason> {
+    if candidate.health == Some(Health::Unhealthy) {
+        return Some(match &candidate.probe_error {
+            Some(error) => RejectReason::ProbeCannotRun {
+                error: error.clone(),
+            },
+            None => RejectReason::Unhealthy,
+        });
+    }
+    let options = spec.holdfast.as_ref();
+    let wanted = options.and_then(|options| options.probe.as_ref())?;
+    let found = candidate.probe.as_ref()?;
+    if let Some(error) = &found.cannot_run {
+        return Some(RejectReason::ProbeCannotRun {
+            error: error.clone(),
+        });
+    }
+    (found.failures_in_a_row >= wanted.retries).then(|| RejectReason::ProbeFailed {
+        error: found.last_error.clone().unwrap_or_default(),
+    })
 }

@@ -16,6 +16,16 @@ pub struct History {
     pub pulls: BTreeMap<String, Retry>,
     /// Failed steps by service; gone once one succeeds.
     pub steps: BTreeMap<ServiceKey, Retry>,
+    /// Images that the agent pulled, each with the service it was first pulled for. An image that is not
+    /// here is somebody else's and is never cleared away.
+    pub pulled: BTreeMap<String, ServiceKey>,
+    /// Images that are being pulled now.
+    pub pulling: BTreeSet<String>,
+    /// Images whose pull was cut off because it would have filled the disk, each with the bytes that
+    /// were free when it began.
+    pub outgrown: BTreeMap<String, u64>,
+    /// Names of images that could not be given or taken away.
+    pub images: BTreeMap<String, Retry>,
 }
 
 /// What happened to one service on this device.
@@ -25,6 +35,9 @@ pub struct ServiceHistory {
     /// The newest spec that passed its health gate here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_good: Option<ServiceTarget>,
+    /// What was last good before that, another spec: its image is kept until the next commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous: Option<ServiceTarget>,
     /// The spec that failed here; not tried again until the target names another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
@@ -35,6 +48,15 @@ pub struct ServiceHistory {
     /// down is no decision of their own. Written down before the stop, dropped after a start.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub interrupted: BTreeSet<String>,
+    /// Containers and sandboxes that the agent made, by the name it gave them: the engine's id, or
+    /// nothing while the engine has not answered yet. Written down before they are made; a container
+    /// that is not here was not made by this agent, whatever its labels say.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub made: BTreeMap<String, String>,
+    /// The spec that ran to its end, as a one-shot service should: not run again when somebody tidies
+    /// its container away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed: Option<Identity>,
 }
 
 /// A spec that failed its gate here.
@@ -59,6 +81,17 @@ pub struct Attempts {
     pub identity: Identity,
     /// How often it died.
     pub count: u32,
+    /// How often a trial was begun again because the engine ended it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interruptions: u32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Something that failed and is tried again later.
@@ -80,6 +113,15 @@ impl History {
 }
 
 impl ServiceHistory {
+    /// Writes a spec down as last good; what was good before is still a way back.
+    pub fn commit(&mut self, service: &ServiceTarget) {
+        let before = self.last_good.replace(service.clone());
+        let another = before.filter(|before| before.identity() != service.identity());
+        if another.is_some() {
+            self.previous = another;
+        }
+    }
+
     /// Whether this very spec failed here.
     pub fn rejects(&self, service: &ServiceTarget) -> Option<&Rejected> {
         self.rejected
@@ -92,6 +134,21 @@ impl ServiceHistory {
         self.last_good.as_ref().is_some_and(|good| {
             service.identity().is_some() && good.identity() == service.identity()
         })
+    }
+
+    /// How often the engine ended a trial of this very spec.
+    pub fn interruptions(&self, service: &ServiceTarget) -> u32 {
+        let attempts = self.attempts.as_ref();
+        attempts
+            .filter(|attempts| attempts.identity.matches(service))
+            .map_or(0, |a| a.interruptions)
+    }
+
+    /// The name that the agent gave a container or sandbox; none if it did not make it.
+    pub fn name_of(&self, id: &str, name: &str) -> Option<&str> {
+        let mut made = self.made.iter();
+        made.find(|(given, made)| *made == id || (made.is_empty() && *given == name))
+            .map(|(given, _)| given.as_str())
     }
 
     /// How often the agent died while it worked on this very spec.

@@ -10,24 +10,34 @@
 //! - I9: only containers in [`Observed`], which carries this device's alone, are ever named.
 //! - I13: a rejected spec is not tried again until the target names another.
 
+mod disk;
 mod health;
 mod history;
+mod images;
+mod leave;
+mod network;
 mod observed;
 mod schedule;
 mod service;
 mod step;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 
+pub use disk::{Disk, Shortage};
 pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
-pub use observed::{Container, ContainerRef, ContainerState, Health, ImagePresence, Observed};
+pub use images::{canonical, keep_tag, rollback_ready};
+pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
+pub use observed::{
+    Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,
+    NetworkState, Observed, Published, Sandbox, StoredImage, Stranger,
+};
 pub use schedule::{Closed, Opening, ZonedWindow, opening};
-pub use step::{Hold, Plan, RemoveReason, Step, StopReason};
+pub use step::{Hold, Plan, PullReason, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +50,8 @@ pub struct Situation<'a> {
     pub history: &'a History,
     /// How candidates are judged.
     pub gate: &'a GateRules,
+    /// Services that no update may begin of now, each with the reason.
+    pub closed: &'a BTreeMap<ServiceKey, Closed>,
     /// The time of the decision; only waiting depends on it.
     pub now: Timestamp,
 }
@@ -49,75 +61,43 @@ pub struct Situation<'a> {
 /// Pure: same situation, same plan. A converged device gets an empty plan.
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let mut plan = Plan::default();
-    let mut in_target = BTreeSet::new();
+    let mut priorities = BTreeMap::new();
     for (key, service) in situation.target.services() {
         service::plan(situation, &key, service, &mut plan);
-        in_target.insert(key);
+        priorities.insert(key, service.config.priority());
     }
-    leave(situation, &in_target, &mut plan);
+    leave::plan(situation, &priorities.keys().cloned().collect(), &mut plan);
+    for stranger in &situation.observed.strangers {
+        plan.holds.push(Hold::Stranger {
+            key: stranger.key.clone(),
+            container: stranger.container.clone(),
+        });
+    }
+    images::plan(situation, &mut plan);
     // Stable: the steps of one service keep their order.
-    plan.steps.sort_by_key(urgency);
+    plan.steps.sort_by_key(|step| {
+        let priority = priorities.get(step.key()).copied().unwrap_or(0);
+        (urgency(step), std::cmp::Reverse(priority))
+    });
     plan
-}
-
-/// Services that left the target: their containers go, then the memory of them.
-fn leave(situation: &Situation<'_>, in_target: &BTreeSet<ServiceKey>, plan: &mut Plan) {
-    let mut remaining = BTreeSet::new();
-    for container in &situation.observed.containers {
-        if in_target.contains(&container.key) {
-            continue;
-        }
-        let key = container.key.clone();
-        remaining.insert(key.clone());
-        if let Some(retry) = situation.history.steps.get(&key)
-            && retry.not_before > situation.now
-        {
-            service::hold_failed_step(&key, retry, plan);
-            continue;
-        }
-        let container_ref = container.handle();
-        match container.state {
-            state if state.is_up() => plan.steps.push(Step::Stop {
-                key,
-                container: container_ref,
-                why: StopReason::NotInTarget,
-            }),
-            ContainerState::Removing => {
-                plan.holds.push(Hold::Removing {
-                    key,
-                    container: container_ref,
-                });
-            }
-            ContainerState::Created
-            | ContainerState::Exited { .. }
-            | ContainerState::Dead
-            | ContainerState::Running
-            | ContainerState::Paused
-            | ContainerState::Restarting => plan.steps.push(Step::Remove {
-                key,
-                container: container_ref,
-                why: RemoveReason::NotInTarget,
-            }),
-        }
-    }
-    let known = situation.history.services.keys();
-    for key in known.filter(|key| !in_target.contains(key) && !remaining.contains(key)) {
-        plan.steps.push(Step::Forget { key: key.clone() });
-    }
 }
 
 /// What comes first when several services need something: bringing back what worked, then
 /// finishing what is begun, then beginning; long downloads last, they run in the background.
 fn urgency(step: &Step) -> u8 {
     match step {
-        Step::Reject { .. } | Step::Pardon { .. } => 0,
+        Step::Reject { .. } | Step::Pardon { .. } | Step::Complete { .. } => 0,
         Step::Stop {
-            why: StopReason::Rejected | StopReason::Superfluous,
+            why: StopReason::Rejected | StopReason::Superfluous | StopReason::NetworkLost,
             ..
         }
         | Step::Start {
             candidate: false, ..
         }
+        | Step::StartSandbox {
+            candidate: None, ..
+        }
+        | Step::Connect { .. }
         | Step::Arm { .. }
         | Step::Unpause { .. } => 1,
         Step::Commit { .. } => 2,
@@ -127,13 +107,30 @@ fn urgency(step: &Step) -> u8 {
         }
         | Step::Start {
             candidate: true, ..
+        }
+        | Step::StartSandbox {
+            candidate: Some(_), ..
         } => 3,
         Step::Stop {
-            why: StopReason::NotInTarget,
+            why: StopReason::NotInTarget | StopReason::MakesRoom,
             ..
-        } => 4,
-        Step::Create { .. } => 5,
-        Step::Remove { .. } | Step::Forget { .. } => 6,
-        Step::Pull { .. } => 7,
+        }
+        | Step::Keep { .. } => 4,
+        Step::Create { .. } | Step::CreateNetwork { .. } | Step::CreateSandbox { .. } => 5,
+        Step::Remove { .. }
+        | Step::RemoveNetwork { .. }
+        | Step::Rename { .. }
+        | Step::SetAmounts { .. }
+        | Step::Forget { .. } => 6,
+        Step::Pull {
+            why: PullReason::Update,
+            ..
+        } => 7,
+        Step::Pull {
+            why: PullReason::WayBack,
+            ..
+        }
+        | Step::Release { .. }
+        | Step::Collect { .. } => 8,
     }
 }

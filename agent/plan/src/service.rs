@@ -1,15 +1,20 @@
-//! Owns the decision for one service: serve what is good, try what is new, never both at once.
+//! Owns the decision for one service: serve what is good, try what is new, never both at once unless the
+//! service hands over.
 
-use holdfast_proto::id::ServiceKey;
-use holdfast_proto::image::Digest;
-use holdfast_proto::spec::RestartPolicy;
+mod link;
+mod prepare;
+mod serve;
+mod trial;
+
+use holdfast_proto::id::{ServiceKey, ServiceName};
+use holdfast_proto::spec::{Condition, RestartPolicy, ServiceSpec, Strategy};
 use holdfast_proto::target::{Identity, ServiceTarget};
 use holdfast_proto::time::Timestamp;
 
 use crate::Situation;
-use crate::health::{RejectReason, Verdict, judge};
+use crate::health::ends_by_itself;
 use crate::history::{Retry, ServiceHistory};
-use crate::observed::{Container, ContainerState, ImagePresence};
+use crate::observed::{Container, ContainerState};
 use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
 
 /// The decision for one service of the target.
@@ -26,23 +31,16 @@ pub(crate) fn plan(
         return;
     }
     let nothing = ServiceHistory::default();
-    let history = situation.history.of(key).unwrap_or(&nothing);
-    let containers: Vec<&Container> = situation
-        .observed
-        .containers
-        .iter()
-        .filter(|container| container.key == *key)
-        .collect();
+    let view = View::new(
+        situation,
+        key,
+        situation.history.of(key).unwrap_or(&nothing),
+    );
+    let history = view.history;
     let other_spec = history.rejects(service).is_none() && service.identity().is_some();
     if history.rejected.is_some() && other_spec {
         plan.steps.push(Step::Pardon { key: key.clone() });
     }
-    let view = View {
-        situation,
-        key,
-        history,
-        containers,
-    };
     if let Some(rejected) = history.rejects(service) {
         // The last good spec may be the rejected one: it passed once, and failed when made anew.
         let good = history
@@ -76,7 +74,7 @@ pub(crate) fn hold_failed_step(key: &ServiceKey, retry: &Retry, plan: &mut Plan)
     });
 }
 
-fn wait_until(until: Timestamp, plan: &mut Plan) {
+pub(crate) fn wait_until(until: Timestamp, plan: &mut Plan) {
     plan.look_again = Some(plan.look_again.map_or(until, |earlier| earlier.min(until)));
 }
 
@@ -89,24 +87,18 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The container made from `service`: the one that is up, else the newest that can be started.
-    fn container_of(&self, service: &ServiceTarget) -> Option<&'a Container> {
-        self.containers
-            .iter()
-            .filter(|container| container.is(service))
-            .max_by_key(|container| {
-                let lost = matches!(
-                    container.state,
-                    ContainerState::Dead | ContainerState::Removing
-                );
-                (
-                    container.state.is_up(),
-                    !lost,
-                    container.generation,
-                    container.id.as_str(),
-                )
-            })
-            .copied()
+    fn new(situation: &'a Situation<'a>, key: &'a ServiceKey, history: &'a ServiceHistory) -> Self {
+        Self {
+            situation,
+            key,
+            history,
+            containers: situation
+                .observed
+                .containers
+                .iter()
+                .filter(|container| container.key == *key)
+                .collect(),
+        }
     }
 
     fn others(&self, chosen: Option<&Container>) -> impl Iterator<Item = &&'a Container> {
@@ -116,24 +108,42 @@ impl<'a> View<'a> {
             .filter(move |container| Some(&container.id) != chosen.as_ref())
     }
 
-    /// Steps that stop every other container that is up; whether there was one.
-    fn stop_others(&self, chosen: Option<&Container>, why: StopReason, plan: &mut Plan) -> bool {
-        let before = plan.steps.len();
-        for container in self
-            .others(chosen)
-            .filter(|container| container.state.is_up())
-        {
-            plan.steps.push(Step::Stop {
+    /// Steps that stop every other container that is up, and keep those that are down from coming back
+    /// with the engine.
+    fn stop_others(&self, chosen: Option<&Container>, why: StopReason, plan: &mut Plan) {
+        for container in self.others(chosen) {
+            if container.state.is_up() {
+                plan.steps.push(self.stop(container, why));
+            } else {
+                self.disarm(container, plan);
+            }
+        }
+    }
+
+    fn disarm(&self, container: &Container, plan: &mut Plan) {
+        let exists = !matches!(
+            container.state,
+            ContainerState::Removing | ContainerState::Dead
+        );
+        if exists && container.restart != RestartPolicy::No {
+            plan.steps.push(Step::Arm {
                 key: self.key.clone(),
                 container: container.handle(),
-                why,
+                restart: RestartPolicy::No,
             });
         }
-        plan.steps.len() > before
     }
 
     fn stop_all(&self, why: StopReason, plan: &mut Plan) {
         self.stop_others(None, why, plan);
+    }
+
+    fn stop(&self, container: &Container, why: StopReason) -> Step {
+        Step::Stop {
+            key: self.key.clone(),
+            container: container.handle(),
+            why,
+        }
     }
 
     fn remove(&self, container: &Container, why: RemoveReason) -> Step {
@@ -144,57 +154,86 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Keeps a spec running that passed its gate before.
-    fn serve(&self, service: &ServiceTarget, stop_others: StopReason, plan: &mut Plan) {
-        let Some(container) = self.container_of(service) else {
-            self.prepare(service, plan);
-            return;
+    fn start(&self, container: &Container, candidate: bool) -> Step {
+        Step::Start {
+            key: self.key.clone(),
+            container: container.handle(),
+            restart: if candidate {
+                RestartPolicy::No
+            } else {
+                container.wanted_restart
+            },
+            identity: identity_of(container),
+            candidate,
+        }
+    }
+
+    /// Whether every service that `spec` waits for is there; says which is not.
+    fn has_what_it_needs(&self, spec: &ServiceSpec, plan: &mut Plan) -> bool {
+        let mut all = true;
+        for (name, dependency) in spec.depends_on.iter().filter(|(_, d)| d.required) {
+            if !self.is_met(name, dependency.condition, plan) {
+                plan.holds.push(Hold::Waiting {
+                    key: self.key.clone(),
+                    on: name.clone(),
+                    condition: dependency.condition,
+                });
+                all = false;
+            }
+        }
+        all
+    }
+
+    fn is_met(&self, name: &ServiceName, condition: Condition, plan: &mut Plan) -> bool {
+        let key = ServiceKey {
+            app: self.key.app.clone(),
+            service: name.clone(),
         };
-        match container.state {
-            ContainerState::Running | ContainerState::Restarting => {
-                self.stop_others(Some(container), stop_others, plan);
-                if container.restart != container.wanted_restart {
-                    plan.steps.push(Step::Arm {
-                        key: self.key.clone(),
-                        container: container.handle(),
-                        restart: container.wanted_restart,
-                    });
-                }
-                for other in self.others(Some(container)) {
-                    let why = match stop_others {
-                        StopReason::Rejected => RemoveReason::Rejected,
-                        StopReason::Replaced
-                        | StopReason::NotInTarget
-                        | StopReason::Superfluous => RemoveReason::Succeeded,
-                    };
-                    if !other.state.is_up() && other.state != ContainerState::Removing {
-                        plan.steps.push(self.remove(other, why));
+        let nothing = ServiceHistory::default();
+        let history = self.situation.history.of(&key).unwrap_or(&nothing);
+        let needed = View::new(self.situation, &key, history);
+        let mut target = self.situation.target.services();
+        let spec = target
+            .find(|(other, _)| *other == key)
+            .map(|(_, spec)| spec);
+        let completed = |container: &&Container| {
+            container.state == ContainerState::Exited { code: 0 }
+                && ends_by_itself(container.wanted_restart)
+                && spec.is_none_or(|spec| container.is(spec))
+        };
+        let ended_well = needed
+            .containers
+            .iter()
+            .any(|container| completed(container))
+            || history
+                .completed
+                .zip(spec)
+                .is_some_and(|(identity, spec)| identity.matches(spec));
+        let mut up = needed
+            .containers
+            .iter()
+            .filter(|container| container.state.is_up());
+        match condition {
+            Condition::ServiceStarted => ended_well || up.next().is_some(),
+            Condition::ServiceCompletedSuccessfully => ended_well,
+            Condition::ServiceHealthy => up.any(|container| {
+                let passed = history
+                    .last_good
+                    .as_ref()
+                    .is_some_and(|good| container.is(good));
+                let stable_ms = self.situation.gate.stable_ms;
+                let left_ms = stable_ms.saturating_sub(container.running_for_ms.unwrap_or(0));
+                let checked = container.health.is_some() || container.probe.is_some();
+                if checked {
+                    container.healthy_for_ms.is_some()
+                } else {
+                    // Without a check, having stayed up is the only sign of health.
+                    if left_ms > 0 && !passed {
+                        let left_ms = i64::try_from(left_ms).unwrap_or(i64::MAX);
+                        wait_until(self.situation.now.plus_ms(left_ms), plan);
                     }
+                    passed || left_ms == 0
                 }
-            }
-            ContainerState::Paused => plan.steps.push(Step::Unpause {
-                key: self.key.clone(),
-                container: container.handle(),
-            }),
-            ContainerState::Created | ContainerState::Exited { .. } => {
-                self.stop_others(Some(container), stop_others, plan);
-                // Being stopped by a swap is no reason to stay down, whatever the policy says.
-                if self.history.interrupted.contains(&container.id) || stays_up(container) {
-                    plan.steps.push(Step::Start {
-                        key: self.key.clone(),
-                        container: container.handle(),
-                        restart: container.wanted_restart,
-                        identity: identity_of(container),
-                        candidate: false,
-                    });
-                }
-            }
-            ContainerState::Dead => plan
-                .steps
-                .push(self.remove(container, RemoveReason::Broken)),
-            ContainerState::Removing => plan.holds.push(Hold::Removing {
-                key: self.key.clone(),
-                container: container.handle(),
             }),
         }
     }
@@ -214,213 +253,106 @@ impl<'a> View<'a> {
             self.serve_meanwhile(false, plan);
             return;
         };
-        let deaths = self.history.deaths(service);
-        if deaths >= self.situation.gate.max_attempts {
+        if let Some(reason) = self.gives_up(service) {
             plan.steps.push(Step::Reject {
                 key: self.key.clone(),
                 identity,
                 image: service.image_name.clone(),
-                reason: RejectReason::AgentDied { times: deaths },
+                reason,
             });
             return;
         }
-        if let Some(candidate) = self.container_of(service) {
-            self.try_out(candidate, service, plan);
+        let link = self.link(service);
+        let candidate = self.container_of(service, &link);
+        let begun = candidate.is_some_and(|candidate| candidate.state != ContainerState::Created);
+        if let Some(candidate) = candidate.filter(|_| begun) {
+            self.try_out(candidate, service, &link, plan);
             return;
         }
-        let begun = plan.steps.len();
-        self.prepare(service, plan);
-        let prepared = &plan.steps[begun..];
-        let ready = prepared
-            .iter()
-            .any(|step| matches!(step, Step::Create { .. }));
+        if self.is_held(service, plan) {
+            self.serve_meanwhile(false, plan);
+            return;
+        }
+        if let Some(shortage) = self.lacks_room(service) {
+            self.hold_no_space(shortage, plan);
+            self.serve_meanwhile(false, plan);
+            return;
+        }
+        if let Some(candidate) = candidate {
+            self.try_out(candidate, service, &link, plan);
+            return;
+        }
+        if self.makes_room_first(service, plan) {
+            return;
+        }
+        let (steps, holds) = (plan.steps.len(), plan.holds.len());
+        self.prepare(service, &link, plan);
+        let ready = plan.steps[steps..].iter().any(Step::is_preparation);
+        let on_its_way = plan.holds.len() == holds;
+        if on_its_way && self.stops_first(service) {
+            // Bringing the old one back now would only stop it again.
+            return;
+        }
         self.serve_meanwhile(ready, plan);
     }
 
-    /// Restores the last good container while its successor is on its way; tidies nothing away yet.
-    ///
-    /// When the successor is `ready` to be made, what is up may stay as it is for that moment.
-    fn serve_meanwhile(&self, ready: bool, plan: &mut Plan) {
-        let Some(good) = &self.history.last_good else {
-            return;
-        };
-        let something_is_up = self
-            .containers
-            .iter()
-            .any(|container| container.state.is_up());
-        if ready && something_is_up {
-            return;
+    /// Whether the device or its owner does not want this update now; what may be prepared is.
+    fn is_held(&self, service: &ServiceTarget, plan: &mut Plan) -> bool {
+        if let Some(why) = self.situation.observed.refused.get(self.key) {
+            plan.holds.push(Hold::Refused {
+                key: self.key.clone(),
+                why: why.clone(),
+            });
+            return true;
         }
-        let mut restore = Plan::default();
-        self.serve(good, StopReason::Superfluous, &mut restore);
-        plan.steps
-            .extend(restore.steps.into_iter().filter(|step| match step {
-                Step::Start { .. }
-                | Step::Arm { .. }
-                | Step::Unpause { .. }
-                | Step::Stop { .. } => true,
-                Step::Create { .. } | Step::Pull { .. } => !ready,
-                Step::Commit { .. }
-                | Step::Reject { .. }
-                | Step::Remove { .. }
-                | Step::Pardon { .. }
-                | Step::Forget { .. } => false,
-            }));
+        // A first deployment interrupts nobody, so that only a pause holds it.
+        let closed = self.situation.closed.get(self.key);
+        let closed = closed.filter(|closed| closed.is_pause() || self.history.last_good.is_some());
+        let Some(closed) = closed else {
+            return false;
+        };
+        if let Some(until) = closed.until {
+            wait_until(until, plan);
+        }
+        plan.holds.push(Hold::Closed {
+            key: self.key.clone(),
+            code: closed.code,
+            detail: closed.detail.clone(),
+        });
+        if !closed.is_pause() && service.config.strategy() == Strategy::DownloadThenKill {
+            self.pull_ahead(service, plan);
+        }
+        true
     }
 
-    /// A candidate exists: swap it in, judge it, or clear it away.
-    fn try_out(&self, candidate: &Container, service: &ServiceTarget, plan: &mut Plan) {
-        match candidate.state {
-            ContainerState::Created => {
-                self.stop_others(Some(candidate), StopReason::Replaced, plan);
-                plan.steps.push(Step::Start {
-                    key: self.key.clone(),
-                    container: candidate.handle(),
-                    restart: RestartPolicy::No,
-                    identity: identity_of(candidate),
-                    candidate: true,
-                });
-            }
-            ContainerState::Paused => plan.steps.push(Step::Unpause {
-                key: self.key.clone(),
-                container: candidate.handle(),
-            }),
-            // Stopped for an earlier target, not by itself: its end proves nothing.
-            ContainerState::Exited { .. }
-                if candidate.generation != self.situation.target.generation =>
-            {
+    /// With the strategies that stop first: stops, and removes, what runs. Whether it did.
+    fn makes_room_first(&self, service: &ServiceTarget, plan: &mut Plan) -> bool {
+        if !self.stops_first(service) || !self.may_pull_now(service) {
+            return false;
+        }
+        if !self.has_what_it_needs(&service.config, plan) {
+            return false;
+        }
+        let before = plan.steps.len();
+        self.stop_all(StopReason::MakesRoom, plan);
+        let delete = service.config.strategy() == Strategy::DeleteThenDownload;
+        if delete && plan.steps.len() == before {
+            let there = |container: &&&Container| container.state != ContainerState::Removing;
+            for container in self.containers.iter().filter(there) {
                 plan.steps
-                    .push(self.remove(candidate, RemoveReason::Outdated));
-            }
-            ContainerState::Dead => plan
-                .steps
-                .push(self.remove(candidate, RemoveReason::Broken)),
-            ContainerState::Removing => plan.holds.push(Hold::Removing {
-                key: self.key.clone(),
-                container: candidate.handle(),
-            }),
-            ContainerState::Running
-            | ContainerState::Restarting
-            | ContainerState::Exited { .. } => self.decide(candidate, service, plan),
-        }
-    }
-
-    fn decide(&self, candidate: &Container, service: &ServiceTarget, plan: &mut Plan) {
-        match judge(candidate, self.situation.gate) {
-            Verdict::Pass => {
-                self.stop_others(Some(candidate), StopReason::Superfluous, plan);
-                plan.steps.push(Step::Commit {
-                    key: self.key.clone(),
-                    container: candidate.handle(),
-                    restart: candidate.wanted_restart,
-                    service: Box::new(service.clone()),
-                });
-            }
-            Verdict::Fail(reason) => plan.steps.push(Step::Reject {
-                key: self.key.clone(),
-                identity: identity_of(candidate),
-                image: candidate.image.clone(),
-                reason,
-            }),
-            Verdict::Wait { remaining_ms } => {
-                self.stop_others(Some(candidate), StopReason::Superfluous, plan);
-                let remaining = i64::try_from(remaining_ms).unwrap_or(i64::MAX);
-                let until = self.situation.now.plus_ms(remaining);
-                wait_until(until, plan);
-                plan.holds.push(Hold::Verifying {
-                    key: self.key.clone(),
-                    container: candidate.handle(),
-                    until,
-                });
+                    .push(self.remove(container, RemoveReason::MakesRoom));
             }
         }
+        plan.steps.len() > before
     }
 
-    /// Gets the image and makes the container; nothing that runs is touched.
-    fn prepare(&self, service: &ServiceTarget, plan: &mut Plan) {
-        let Some((pinned, pin)) = service.pinned_image().zip(service.pin.as_ref()) else {
-            return;
-        };
-        let Some(expected) = &pin.expected else {
-            return;
-        };
-        let device = &self.situation.observed.platform;
-        let image_platform = match self.situation.observed.images.get(&pinned) {
-            Some(ImagePresence::Present { platform, .. }) => Some(platform),
-            Some(ImagePresence::Absent) | None => pin.platform.as_ref(),
-        };
-        if let Some(image) = image_platform.filter(|image| !device.runs(image)) {
-            plan.holds.push(Hold::UnsupportedPlatform {
-                key: self.key.clone(),
-                image: image.clone(),
-                device: device.clone(),
-            });
-            return;
-        }
-        match self.situation.observed.images.get(&pinned) {
-            Some(ImagePresence::Present { config, .. }) => {
-                if config.is_some_and(|config| config != expected.config_digest) {
-                    plan.holds.push(Hold::WrongImage {
-                        key: self.key.clone(),
-                        image: pinned,
-                    });
-                } else {
-                    self.create(service, plan);
-                }
+    fn stops_first(&self, service: &ServiceTarget) -> bool {
+        match service.config.strategy() {
+            Strategy::DownloadThenKill | Strategy::HandOver => false,
+            Strategy::KillThenDownload | Strategy::DeleteThenDownload => {
+                self.history.last_good.is_some()
             }
-            Some(ImagePresence::Absent) | None => self.pull(service, &pinned, plan),
         }
-    }
-
-    fn pull(&self, service: &ServiceTarget, pinned: &str, plan: &mut Plan) {
-        let Some(pin) = &service.pin else { return };
-        let Some(expected) = pin.expected.clone() else {
-            return;
-        };
-        let retry = self.situation.history.pulls.get(pinned);
-        if let Some(retry) = retry.filter(|retry| retry.not_before > self.situation.now) {
-            wait_until(retry.not_before, plan);
-            plan.holds.push(Hold::PullFailed {
-                key: self.key.clone(),
-                image: pinned.to_owned(),
-                error: retry.error.clone(),
-                until: retry.not_before,
-            });
-            return;
-        }
-        let platform = pin
-            .platform
-            .as_ref()
-            .unwrap_or(&self.situation.observed.platform)
-            .clone();
-        plan.steps.push(Step::Pull {
-            key: self.key.clone(),
-            image: pinned.to_owned(),
-            expected,
-            platform,
-        });
-    }
-
-    fn create(&self, service: &ServiceTarget, plan: &mut Plan) {
-        let Some(identity) = service.identity() else {
-            return;
-        };
-        let generation = self.situation.target.generation;
-        let ServiceKey { app, service: name } = self.key;
-        // Unique per device, generation and spec: no two containers of ours can want one name.
-        let device = self.situation.observed.device;
-        let content = format!("{device} {} {}", identity.config_digest, identity.spec_hash);
-        let mark: String = Digest::of(content.as_bytes())
-            .hex()
-            .chars()
-            .take(8)
-            .collect();
-        plan.steps.push(Step::Create {
-            key: self.key.clone(),
-            name: format!("{name}-{app}-g{generation}-{mark}"),
-            generation,
-            service: Box::new(service.clone()),
-        });
     }
 }
 
@@ -428,18 +360,5 @@ fn identity_of(container: &Container) -> Identity {
     Identity {
         config_digest: container.config_digest,
         spec_hash: container.spec_hash,
-    }
-}
-
-/// Whether a container that is down should be up by its own restart policy.
-fn stays_up(container: &Container) -> bool {
-    let ContainerState::Exited { code } = container.state else {
-        return true;
-    };
-    match container.wanted_restart {
-        RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
-        RestartPolicy::OnFailure(None) => code != 0,
-        RestartPolicy::OnFailure(Some(most)) => code != 0 && container.restart_count < most.into(),
-        RestartPolicy::No => false,
     }
 }

@@ -2,14 +2,16 @@
 
 use std::fmt;
 
-use holdfast_proto::id::ServiceKey;
+use holdfast_proto::id::{ServiceKey, ServiceName};
 use holdfast_proto::image::{Expected, Platform};
-use holdfast_proto::spec::RestartPolicy;
+use holdfast_proto::spec::{Condition, RestartPolicy};
 use holdfast_proto::target::{Identity, ServiceTarget};
 use holdfast_proto::time::Timestamp;
 
+use crate::disk::Shortage;
 use crate::health::RejectReason;
-use crate::observed::ContainerRef;
+use crate::network::{NetworkKey, SandboxSpec};
+use crate::observed::{Amounts, ContainerRef, Network};
 
 /// What to do next, what is not done and why, and when to look again.
 #[must_use = "a plan nobody executes or reports hides a decision"]
@@ -58,6 +60,33 @@ pub enum Step {
         expected: Expected,
         /// The platform to ask for.
         platform: Platform,
+        /// The tag that keeps it once it is there.
+        keep: String,
+        /// What for.
+        why: PullReason,
+    },
+    /// Give an image the tag that keeps it from being pruned.
+    Keep {
+        /// The service that needs it.
+        key: ServiceKey,
+        /// The pinned name.
+        image: String,
+        /// The tag.
+        tag: String,
+    },
+    /// Take such a tag away again.
+    Release {
+        /// The service that needed it.
+        key: ServiceKey,
+        /// The tag.
+        tag: String,
+    },
+    /// Delete an image that the agent pulled, unless somebody else uses it.
+    Collect {
+        /// The service that needed it.
+        key: ServiceKey,
+        /// The pinned name.
+        image: String,
     },
     /// Make a container, not started, with restart policy `no`.
     Create {
@@ -69,6 +98,70 @@ pub enum Step {
         generation: u64,
         /// What to make.
         service: Box<ServiceTarget>,
+        /// The sandbox (engine id) whose network it uses, if it uses one.
+        sandbox: Option<String>,
+    },
+    /// Make a network of an app.
+    CreateNetwork {
+        /// The service that needs it.
+        key: ServiceKey,
+        /// Which one.
+        network: NetworkKey,
+        /// Its name in the engine.
+        name: String,
+    },
+    /// Make a sandbox, not started, with restart policy `no`.
+    CreateSandbox {
+        /// The service.
+        key: ServiceKey,
+        /// The container's name.
+        name: String,
+        /// The target's generation.
+        generation: u64,
+        /// What to make.
+        sandbox: Box<SandboxSpec>,
+    },
+    /// Set a sandbox's restart policy, then start it.
+    StartSandbox {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The policy: `no` while its service's container is on trial.
+        restart: RestartPolicy,
+        /// What is rejected if the sandbox cannot start, because a port is taken for instance.
+        candidate: Option<Identity>,
+    },
+    /// Connect a container to a network of its app.
+    Connect {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The network's name in the app.
+        network: ServiceName,
+        /// The names it gets there.
+        aliases: Vec<String>,
+        /// Whether a connection that is there, but wrong or dead, is cut first.
+        again: bool,
+    },
+    /// Give a container its name back.
+    Rename {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The name.
+        name: String,
+    },
+    /// Give a container its resources back.
+    SetAmounts {
+        /// The service.
+        key: ServiceKey,
+        /// Which container.
+        container: ContainerRef,
+        /// The resources.
+        amounts: Amounts,
     },
     /// Set a container's restart policy to `no`, then stop it.
     Stop {
@@ -130,6 +223,20 @@ pub enum Step {
         /// Why.
         reason: RejectReason,
     },
+    /// Write down that a one-shot service ran to its end.
+    Complete {
+        /// The service.
+        key: ServiceKey,
+        /// What ran.
+        identity: Identity,
+    },
+    /// Delete a network that no service of the target joins.
+    RemoveNetwork {
+        /// The app, with the network's name where a service's stands.
+        key: ServiceKey,
+        /// Which one.
+        network: Network,
+    },
     /// Delete a stopped container.
     Remove {
         /// The service.
@@ -152,6 +259,15 @@ pub enum Step {
     },
 }
 
+/// Why an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullReason {
+    /// A container is to be made from it.
+    Update,
+    /// A way back needs it, and it is gone.
+    WayBack,
+}
+
 /// Why a container is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -163,6 +279,10 @@ pub enum StopReason {
     NotInTarget,
     /// Another container of the service is the one that should run.
     Superfluous,
+    /// The network it used is gone; it starts again in the new one.
+    NetworkLost,
+    /// Its service wants the room before the download.
+    MakesRoom,
 }
 
 impl fmt::Display for StopReason {
@@ -172,6 +292,8 @@ impl fmt::Display for StopReason {
             Self::Rejected => "it failed its gate",
             Self::NotInTarget => "its service left the target",
             Self::Superfluous => "another container serves",
+            Self::NetworkLost => "its network is gone",
+            Self::MakesRoom => "its service stops before the download",
         })
     }
 }
@@ -189,6 +311,10 @@ pub enum RemoveReason {
     Outdated,
     /// The engine lost it half-way.
     Broken,
+    /// No container uses it any more.
+    Unused,
+    /// Its service wants the room before the download.
+    MakesRoom,
 }
 
 impl fmt::Display for RemoveReason {
@@ -199,6 +325,8 @@ impl fmt::Display for RemoveReason {
             Self::NotInTarget => "its service left the target",
             Self::Outdated => "the target changed before it started",
             Self::Broken => "the engine lost it half-way",
+            Self::Unused => "nothing uses it",
+            Self::MakesRoom => "its service gives the room to the download",
         })
     }
 }
@@ -208,6 +336,9 @@ impl Step {
     pub fn key(&self) -> &ServiceKey {
         match self {
             Self::Pull { key, .. }
+            | Self::Keep { key, .. }
+            | Self::Release { key, .. }
+            | Self::Collect { key, .. }
             | Self::Create { key, .. }
             | Self::Stop { key, .. }
             | Self::Start { key, .. }
@@ -216,6 +347,14 @@ impl Step {
             | Self::Commit { key, .. }
             | Self::Reject { key, .. }
             | Self::Remove { key, .. }
+            | Self::CreateNetwork { key, .. }
+            | Self::CreateSandbox { key, .. }
+            | Self::StartSandbox { key, .. }
+            | Self::Connect { key, .. }
+            | Self::Rename { key, .. }
+            | Self::SetAmounts { key, .. }
+            | Self::Complete { key, .. }
+            | Self::RemoveNetwork { key, .. }
             | Self::Pardon { key }
             | Self::Forget { key } => key,
         }
@@ -225,6 +364,9 @@ impl Step {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Pull { .. } => "pull",
+            Self::Keep { .. } => "keep_image",
+            Self::Release { .. } => "release_image",
+            Self::Collect { .. } => "collect_image",
             Self::Create { .. } => "create",
             Self::Stop { .. } => "stop",
             Self::Start { .. } => "start",
@@ -233,6 +375,14 @@ impl Step {
             Self::Commit { .. } => "commit",
             Self::Reject { .. } => "reject",
             Self::Remove { .. } => "remove",
+            Self::CreateNetwork { .. } => "create_network",
+            Self::CreateSandbox { .. } => "create_sandbox",
+            Self::StartSandbox { .. } => "start_sandbox",
+            Self::Connect { .. } => "connect",
+            Self::Rename { .. } => "rename",
+            Self::SetAmounts { .. } => "set_amounts",
+            Self::Complete { .. } => "complete",
+            Self::RemoveNetwork { .. } => "remove_network",
             Self::Pardon { .. } => "pardon",
             Self::Forget { .. } => "forget",
         }
@@ -248,7 +398,18 @@ impl Step {
                 candidate: true,
                 ..
             } => Some(*identity),
-            Self::Pull { .. }
+            Self::StartSandbox { candidate, .. } => *candidate,
+            Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Pull { .. }
+            | Self::Keep { .. }
+            | Self::Release { .. }
+            | Self::Collect { .. }
             | Self::Stop { .. }
             | Self::Start { .. }
             | Self::Arm { .. }
@@ -258,6 +419,84 @@ impl Step {
             | Self::Pardon { .. }
             | Self::Forget { .. } => None,
         }
+    }
+}
+
+impl Step {
+    /// The image's name that is given or taken away, if that is all the step does.
+    pub fn image_name(&self) -> Option<&str> {
+        match self {
+            Self::Keep { tag: name, .. }
+            | Self::Release { tag: name, .. }
+            | Self::Collect { image: name, .. } => Some(name),
+            Self::Pull { .. }
+            | Self::Create { .. }
+            | Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::StartSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Stop { .. }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Commit { .. }
+            | Self::Reject { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Remove { .. }
+            | Self::Pardon { .. }
+            | Self::Forget { .. } => None,
+        }
+    }
+
+    /// Whether it begins something new, rather than ends what is begun or brings back what worked: only
+    /// the latter may spend the last room on a disk.
+    pub fn begins(&self) -> bool {
+        match self {
+            Self::Pull { .. }
+            | Self::Keep { .. }
+            | Self::Create { .. }
+            | Self::CreateNetwork { .. }
+            | Self::CreateSandbox { .. }
+            | Self::Stop {
+                why: StopReason::Replaced | StopReason::MakesRoom,
+                ..
+            } => true,
+            Self::Release { .. }
+            | Self::Collect { .. }
+            | Self::StartSandbox { .. }
+            | Self::Connect { .. }
+            | Self::Rename { .. }
+            | Self::SetAmounts { .. }
+            | Self::Stop {
+                why:
+                    StopReason::Rejected
+                    | StopReason::NotInTarget
+                    | StopReason::Superfluous
+                    | StopReason::NetworkLost,
+                ..
+            }
+            | Self::Start { .. }
+            | Self::Arm { .. }
+            | Self::Unpause { .. }
+            | Self::Commit { .. }
+            | Self::Reject { .. }
+            | Self::Complete { .. }
+            | Self::RemoveNetwork { .. }
+            | Self::Remove { .. }
+            | Self::Pardon { .. }
+            | Self::Forget { .. } => false,
+        }
+    }
+
+    /// Whether it makes something beside what runs, quickly and without touching it.
+    pub(crate) fn is_preparation(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. } | Self::CreateNetwork { .. } | Self::CreateSandbox { .. }
+        )
     }
 }
 
@@ -276,9 +515,25 @@ impl fmt::Display for Step {
                 key,
                 image,
                 platform,
+                why,
                 ..
             } => {
-                write!(f, "{key}: pull {} for {platform}", short_image(image))
+                let image = short_image(image);
+                match why {
+                    PullReason::Update => write!(f, "{key}: pull {image} for {platform}"),
+                    PullReason::WayBack => {
+                        write!(f, "{key}: pull {image} again, it is the way back")
+                    }
+                }
+            }
+            Self::Keep { key, image, .. } => {
+                write!(f, "{key}: keep {} by a tag", short_image(image))
+            }
+            Self::Release { key, tag } => {
+                write!(f, "{key}: remove the tag {tag}: nothing needs it")
+            }
+            Self::Collect { key, image } => {
+                write!(f, "{key}: remove {}: nothing needs it", short_image(image))
             }
             Self::Create {
                 key, name, service, ..
@@ -331,6 +586,39 @@ impl fmt::Display for Step {
                 container,
                 why,
             } => write!(f, "{key}: remove {container}: {why}"),
+            Self::CreateNetwork { key, name, .. } => write!(f, "{key}: create network {name}"),
+            Self::CreateSandbox { key, name, .. } => {
+                write!(f, "{key}: create {name} to hold its network")
+            }
+            Self::StartSandbox { key, container, .. } => {
+                write!(f, "{key}: start {container}, which holds its network")
+            }
+            Self::Connect {
+                key,
+                container,
+                network,
+                again,
+                ..
+            } => {
+                let how = if *again { "again " } else { "" };
+                write!(f, "{key}: connect {container} {how}to network {network}")
+            }
+            Self::Rename {
+                key,
+                container,
+                name,
+            } => write!(f, "{key}: rename {container} back to {name}"),
+            Self::SetAmounts { key, container, .. } => {
+                write!(f, "{key}: give {container} its resources back")
+            }
+            Self::Complete { key, .. } => write!(f, "{key}: it ran to its end"),
+            Self::RemoveNetwork { key, network } => {
+                write!(
+                    f,
+                    "{key}: remove network {}: no service joins it",
+                    network.name
+                )
+            }
             Self::Pardon { key } => {
                 write!(
                     f,
@@ -376,6 +664,24 @@ pub enum Hold {
         /// When it is tried again.
         until: Timestamp,
     },
+    /// The disk has no room for what the update needs.
+    NoSpace {
+        /// The service.
+        key: ServiceKey,
+        /// What is missing.
+        shortage: Shortage,
+    },
+    /// An image that a way back needs is gone and cannot be fetched again now; what runs is untouched.
+    NoWayBack {
+        /// The service.
+        key: ServiceKey,
+        /// The image.
+        image: String,
+        /// Why.
+        error: String,
+        /// When it is tried again, if time alone decides.
+        until: Option<Timestamp>,
+    },
     /// A step of the service failed.
     StepFailed {
         /// The service.
@@ -410,6 +716,45 @@ pub enum Hold {
         /// The pinned name.
         image: String,
     },
+    /// A service that this one depends on is not there yet.
+    Waiting {
+        /// The service.
+        key: ServiceKey,
+        /// What it waits for.
+        on: ServiceName,
+        /// What must be true of that one.
+        condition: Condition,
+    },
+    /// The service whose network this one uses has none yet.
+    NetworkAway {
+        /// The service.
+        key: ServiceKey,
+        /// Whose network.
+        of: ServiceName,
+    },
+    /// The device's own policy refuses it.
+    Refused {
+        /// The service.
+        key: ServiceKey,
+        /// Why.
+        why: String,
+    },
+    /// No update may begin now.
+    Closed {
+        /// The service.
+        key: ServiceKey,
+        /// Stable name of the reason.
+        code: &'static str,
+        /// The reason in words.
+        detail: String,
+    },
+    /// A container carries this device's labels although the agent did not make it; it is left alone.
+    Stranger {
+        /// The service that it claims.
+        key: ServiceKey,
+        /// The container.
+        container: ContainerRef,
+    },
     /// The engine is removing a container whose place is needed.
     Removing {
         /// The service.
@@ -426,10 +771,17 @@ impl Hold {
             Self::Rejected { key, .. }
             | Self::Verifying { key, .. }
             | Self::PullFailed { key, .. }
+            | Self::NoSpace { key, .. }
+            | Self::NoWayBack { key, .. }
             | Self::StepFailed { key, .. }
             | Self::Unresolved { key, .. }
             | Self::UnsupportedPlatform { key, .. }
             | Self::WrongImage { key, .. }
+            | Self::Waiting { key, .. }
+            | Self::NetworkAway { key, .. }
+            | Self::Refused { key, .. }
+            | Self::Closed { key, .. }
+            | Self::Stranger { key, .. }
             | Self::Removing { key, .. } => key,
         }
     }
@@ -440,10 +792,17 @@ impl Hold {
             Self::Rejected { .. } => "rejected",
             Self::Verifying { .. } => "verifying",
             Self::PullFailed { .. } => "pull_failed",
+            Self::NoSpace { .. } => "no_space",
+            Self::NoWayBack { .. } => "no_way_back",
             Self::StepFailed { .. } => "step_failed",
             Self::Unresolved { .. } => "unresolved",
             Self::UnsupportedPlatform { .. } => "unsupported_platform",
             Self::WrongImage { .. } => "wrong_image",
+            Self::Waiting { .. } => "waiting",
+            Self::NetworkAway { .. } => "network_away",
+            Self::Refused { .. } => "policy",
+            Self::Closed { code, .. } => code,
+            Self::Stranger { .. } => "stranger",
             Self::Removing { .. } => "removing",
         }
     }
@@ -488,6 +847,19 @@ impl fmt::Display for Hold {
                     short_image(image)
                 )
             }
+            Self::NoSpace { key, shortage } => {
+                write!(f, "{key}: the disk is too full for the update: {shortage}")
+            }
+            Self::NoWayBack {
+                key,
+                image,
+                error,
+                until,
+            } => {
+                let again = until.map_or_else(String::new, |at| format!(", again at {at}"));
+                let image = short_image(image);
+                write!(f, "{key}: the way back {image} is gone{again}: {error}")
+            }
             Self::StepFailed { key, error, until } => {
                 write!(f, "{key}: a step failed, again at {until}: {error}")
             }
@@ -505,6 +877,28 @@ impl fmt::Display for Hold {
                     f,
                     "{key}: the engine's {} is not the image that was resolved",
                     short_image(image)
+                )
+            }
+            Self::Waiting { key, on, condition } => {
+                let what = match condition {
+                    Condition::ServiceStarted => "run",
+                    Condition::ServiceHealthy => "be healthy",
+                    Condition::ServiceCompletedSuccessfully => "end without an error",
+                };
+                write!(f, "{key}: waits for {on} to {what}")
+            }
+            Self::NetworkAway { key, of } => {
+                write!(f, "{key}: waits for the network of {of}")
+            }
+            Self::Refused { key, why } => {
+                write!(f, "{key}: this device's policy refuses it: {why}")
+            }
+            Self::Closed { key, detail, .. } => write!(f, "{key}: no update now: {detail}"),
+            Self::Stranger { key, container } => {
+                write!(
+                    f,
+                    "{key}: {container} carries this service's labels but was not made by this agent; \
+                     it is left alone"
                 )
             }
             Self::Removing { key, container } => {

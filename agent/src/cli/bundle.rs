@@ -21,7 +21,6 @@ use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
 use crate::fault::chain;
 use crate::journal::Journal;
-use crate::policy::Policy;
 
 pub(super) async fn write(
     settings: &Settings,
@@ -78,7 +77,7 @@ fn about(clock: &SystemClock) -> Value {
 }
 
 async fn engine(settings: &Settings) -> Value {
-    match DockerEngine::new(&settings.docker.socket, Policy::unrestricted())
+    match DockerEngine::looking(&settings.docker.socket)
         .describe()
         .await
     {

@@ -13,7 +13,6 @@ use crate::engine::docker::DockerEngine;
 use crate::enrolment::{Enrolment, Token, make_state_folder};
 use crate::fault::chain;
 use crate::lock::FolderLock;
-use crate::policy::Policy;
 use crate::system;
 
 pub(super) async fn enroll(
@@ -47,7 +46,7 @@ pub(super) async fn enroll(
             None
         }
     };
-    let engine = DockerEngine::new(&settings.docker.socket, Policy::unrestricted());
+    let engine = DockerEngine::looking(&settings.docker.socket);
     let platform = match engine.describe().await {
         Ok(info) => info.platform,
         Err(error) => {

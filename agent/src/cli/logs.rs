@@ -12,7 +12,6 @@ use crate::engine::docker::DockerEngine;
 use crate::engine::docker::survey::LogsError;
 use crate::engine::{Engine as _, EngineContainer, labels};
 use crate::enrolment::Enrolment;
-use crate::policy::Policy;
 
 pub(super) async fn logs(
     settings: &Settings,
@@ -21,7 +20,7 @@ pub(super) async fn logs(
     talk: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let enrolment = Enrolment::load(&settings.state_dir)?;
-    let engine = DockerEngine::new(&settings.docker.socket, Policy::unrestricted());
+    let engine = DockerEngine::looking(&settings.docker.socket);
     let containers = engine.containers(&enrolment.uuid).await?;
     let candidates: Vec<Candidate> = containers.iter().filter_map(candidate).collect();
     let container = find(&candidates, &arguments.service)?;

@@ -8,7 +8,6 @@ use super::{EXIT_FAILED, EXIT_OK, EXIT_UPDATES, Output, json, table};
 use crate::config::Settings;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
-use crate::policy::Policy;
 use crate::scan as report;
 
 pub(super) async fn scan(
@@ -16,7 +15,7 @@ pub(super) async fn scan(
     output: Output,
     out: &mut dyn Write,
 ) -> anyhow::Result<u8> {
-    let engine = DockerEngine::new(&settings.docker.socket, Policy::unrestricted());
+    let engine = DockerEngine::looking(&settings.docker.socket);
     let info = engine.describe().await?;
     let registries = holdfast_registry::Client::new(holdfast_registry::Settings {
         user_agent: concat!("holdfast-agent/", env!("CARGO_PKG_VERSION")).to_owned(),

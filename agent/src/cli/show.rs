@@ -1,5 +1,6 @@
 //! Owns `holdfast-agent status` and `plan`: the running agent's account, or a look of one's own.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use holdfast_plan::{History, Plan, Situation, plan as decide};
@@ -12,16 +13,17 @@ use super::{Output, json, short_image, table};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::control::poll;
+use crate::disk;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
 use crate::enrolment::Enrolment;
 use crate::journal::Journal;
 use crate::local_api::client::{AskError, ask};
-use crate::observe::{FirstSeen, Subject, observe};
+use crate::observe::{Memory, Subject, observe};
 use crate::orders::Orders;
 use crate::permission::Permission;
-use crate::policy::Policy;
 use crate::reconcile;
+use crate::reserve::Reserve;
 use crate::shared::Accepted;
 use crate::status::{Beside, Control, PlanStatus, Status};
 
@@ -39,27 +41,43 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
     };
     let services = match &journal {
         Some(journal) => journal.histories()?,
-        None => std::collections::BTreeMap::new(),
+        None => BTreeMap::new(),
+    };
+    let pulled = match &journal {
+        Some(journal) => journal.pulled()?,
+        None => BTreeMap::new(),
     };
     let history = History {
         services,
+        pulled,
         ..History::default()
     };
     let accepted = stored.unwrap_or_else(|| Accepted {
         target: TargetState::empty(enrolment.uuid),
         etag: None,
     });
-    let engine = DockerEngine::new(&settings.docker.socket, Policy::unrestricted());
+    let engine = DockerEngine::looking(&settings.docker.socket);
     let info = engine.describe().await?;
     let clock = SystemClock::start();
     let permission = Permission::new(&settings.updates, Orders::load(&settings.state_dir));
+    let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
     let subject = Subject {
         device: &enrolment.uuid,
         info: &info,
         target: &accepted.target,
         history: &history,
+        adopts: match &journal {
+            Some(journal) => !journal.knows_what_was_made()?,
+            None => true,
+        },
+        probes: &BTreeMap::new(),
+        refused: &BTreeMap::new(),
+        disk: disk::of_engine(std::path::Path::new(&info.root), &reserve),
     };
-    let observed = observe(&engine, &subject, &mut FirstSeen::default(), 0).await?;
+    let look = observe(&engine, &subject, &mut Memory::default(), 0).await?;
+    let observed = look.observed;
+    let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+    let closed = permission.closed(&accepted.target, &history.services, now, now_ms);
     let plan = if accepted.target.generation == 0 {
         // Without a target nothing is ever done, whatever runs.
         Plan::default()
@@ -69,7 +87,8 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
             observed: &observed,
             history: &history,
             gate: &crate::run::rules(settings).gate,
-            now: clock.now(),
+            closed: &closed,
+            now,
         })
     };
     let view = reconcile::view(&reconcile::Sight {
@@ -197,6 +216,7 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
             "STATE",
             "HEALTH",
             "VERIFIED",
+            "WAY BACK",
             "GENERATION",
             "IMAGE",
             "CONTAINER",
@@ -244,6 +264,10 @@ pub(super) fn orders(control: &Control) -> impl Iterator<Item = (&'static str, S
     paused.into_iter().chain(forced).chain(locks)
 }
 
+fn yes_or_no(answer: bool) -> &'static str {
+    if answer { "yes" } else { "no" }
+}
+
 fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
     let dash = || "-".to_owned();
     let image = service.image.as_deref().map(short_image);
@@ -251,7 +275,10 @@ fn service_row(name: &str, service: &ServiceReport) -> Vec<String> {
         name.to_owned(),
         service.state.clone(),
         service.health.clone().unwrap_or_else(dash),
-        if service.verified { "yes" } else { "no" }.to_owned(),
+        yes_or_no(service.verified).to_owned(),
+        service
+            .rollback_ready
+            .map_or_else(dash, |ready| yes_or_no(ready).to_owned()),
         service.generation.map_or_else(dash, |n| n.to_string()),
         image.unwrap_or_else(dash),
         service.container_name.clone().unwrap_or_else(dash),

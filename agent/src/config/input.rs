@@ -1,14 +1,14 @@
 //! Owns the keys as people write them, and the rules that make settings of them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow};
 use serde::Deserialize;
 
 use super::{
-    ApiSettings, DeviceSettings, DockerSettings, GateSettings, LocalApiSettings, LogFormat,
-    LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
+    ApiSettings, DeviceSettings, DiskSettings, DockerSettings, GateSettings, LocalApiSettings,
+    LogFormat, LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
     UpdateSettings,
 };
 use crate::control::client::Origin;
@@ -16,14 +16,17 @@ use crate::permission::zone;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 12] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "api",
     "state_dir",
+    "runtime_dir",
+    "secrets_on_disk",
     "docker",
     "poll",
     "report",
     "gate",
     "pull",
+    "disk",
     "updates",
     "local_api",
     "log",
@@ -36,11 +39,14 @@ pub(super) const SECTIONS: [&str; 12] = [
 pub(super) struct Input {
     api: Api,
     state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    secrets_on_disk: bool,
     docker: Docker,
     poll: Poll,
     report: Report,
     gate: Gate,
     pull: Pull,
+    disk: Disk,
     updates: Updates,
     local_api: LocalApi,
     log: Log,
@@ -78,12 +84,19 @@ struct Report {
 struct Gate {
     stable_seconds: Option<u64>,
     healthy_timeout_seconds: Option<u64>,
+    soak_seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Pull {
     no_progress_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Disk {
+    reserve_mb: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,14 +173,21 @@ impl Faults {
 impl Input {
     pub(super) fn validate(self) -> Result<Settings, Vec<String>> {
         let mut faults = Faults::default();
+        let runtime_dir = path(
+            "runtime_dir",
+            self.runtime_dir,
+            Path::new("/run/holdfast"),
+            &mut faults,
+        );
         let settings = Settings {
             api: api(self.api, &mut faults),
             state_dir: path(
                 "state_dir",
                 self.state_dir,
-                "/var/lib/holdfast",
+                Path::new("/var/lib/holdfast"),
                 &mut faults,
             ),
+            secrets_on_disk: self.secrets_on_disk,
             docker: DockerSettings {
                 socket: socket(self.docker.socket.as_deref(), &mut faults),
             },
@@ -195,6 +215,11 @@ impl Input {
                     self.gate.healthy_timeout_seconds.unwrap_or(120),
                     1..=DAY_SECONDS,
                 ),
+                soak_seconds: faults.seconds(
+                    "gate.soak_seconds",
+                    self.gate.soak_seconds.unwrap_or(10),
+                    0..=DAY_SECONDS,
+                ),
             },
             pull: PullSettings {
                 no_progress_seconds: faults.seconds(
@@ -203,15 +228,17 @@ impl Input {
                     1..=3_600,
                 ),
             },
-            updates: updates(self.updates, &mut faults),
+            disk: disk(&self.disk, &mut faults),
+            updates: updates(self.updates, &runtime_dir, &mut faults),
             local_api: LocalApiSettings {
                 socket: path(
                     "local_api.socket",
                     self.local_api.socket,
-                    "/run/holdfast/agent.sock",
+                    &runtime_dir.join("agent.sock"),
                     &mut faults,
                 ),
             },
+            runtime_dir,
             log: LogSettings {
                 format: faults.word(
                     "log.format",
@@ -256,7 +283,21 @@ fn api(input: Api, faults: &mut Faults) -> ApiSettings {
     }
 }
 
-fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {
+/// 64 MB: the journal, an engine's records and logs of a swap and of the way back take a few of them.
+const RESERVE_MB: u64 = 64;
+/// More would only take room from images.
+const MAX_RESERVE_MB: u64 = 4_096;
+
+fn disk(input: &Disk, faults: &mut Faults) -> DiskSettings {
+    let reserve_mb = input.reserve_mb.unwrap_or(RESERVE_MB);
+    if reserve_mb > MAX_RESERVE_MB {
+        let detail = format!("{reserve_mb} is too much, write 0 to {MAX_RESERVE_MB} megabytes");
+        faults.add("disk.reserve_mb", &detail);
+    }
+    DiskSettings { reserve_mb }
+}
+
+fn updates(input: Updates, runtime_dir: &Path, faults: &mut Faults) -> UpdateSettings {
     if input.windows.len() > MAX_WINDOWS {
         let detail = format!("write at most {MAX_WINDOWS} windows");
         faults.add("updates.windows", &detail);
@@ -272,14 +313,14 @@ fn updates(input: Updates, faults: &mut Faults) -> UpdateSettings {
         lock_dir: path(
             "updates.lock_dir",
             input.lock_dir,
-            "/run/holdfast/locks",
+            &runtime_dir.join("locks"),
             faults,
         ),
     }
 }
 
-fn path(key: &str, input: Option<PathBuf>, or: &str, faults: &mut Faults) -> PathBuf {
-    let path = input.unwrap_or_else(|| PathBuf::from(or));
+fn path(key: &str, input: Option<PathBuf>, or: &Path, faults: &mut Faults) -> PathBuf {
+    let path = input.unwrap_or_else(|| or.to_owned());
     if !path.is_absolute() {
         faults.add(key, "write an absolute path");
     }

@@ -20,6 +20,7 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(settings.gate.stable_seconds, 10);
     assert_eq!(settings.gate.healthy_timeout_seconds, 120);
     assert_eq!(settings.pull.no_progress_seconds, 60);
+    assert_eq!(settings.disk.reserve_mb, 64);
     assert_eq!(settings.updates.windows, []);
     assert_eq!(settings.updates.lock_dir, Path::new("/run/holdfast/locks"));
     assert_eq!(

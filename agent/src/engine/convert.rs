@@ -3,21 +3,23 @@
 //!
 //! Refuses, by name, every field that it cannot apply: nothing is dropped silently.
 
-use std::collections::HashMap;
+mod mounts;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, HealthConfig, HostConfig, HostConfigLogConfig,
-    Mount as EngineMount, MountBindOptions, MountBindOptionsPropagationEnum, MountTmpfsOptions,
-    MountType, MountVolumeOptions, PortBinding, ResourcesUlimits, RestartPolicy as EngineRestart,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerUpdateBody, DeviceMapping, EndpointSettings, HealthConfig,
+    HostConfig, HostConfigLogConfig, NetworkingConfig, PortBinding, ResourcesUlimits,
+    RestartPolicy as EngineRestart, RestartPolicyNameEnum,
 };
-use holdfast_proto::id::AppId;
+use holdfast_plan::{Amounts, is_of_the_network};
 use holdfast_proto::spec::{
-    Healthcheck, LABEL_PREFIX, Mount, MountKind, NetworkMode, Port, ResourceAmounts, RestartPolicy,
-    ServiceSpec,
+    Healthcheck, LABEL_PREFIX, NetworkMode, Period, Port, RestartPolicy, ServiceSpec,
 };
 
-use super::{NewContainer, labels};
+use super::sandbox::{self, NoProgram};
+use super::{NewContainer, NewNetwork, NewSandbox, labels};
 
 /// A spec asks for something that this agent cannot apply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,12 +38,34 @@ fn unsupported(field: &str, why: &str) -> Unsupported {
     }
 }
 
-const LATER: &str = "a later version of the agent will";
+impl From<NoProgram> for Unsupported {
+    fn from(error: NoProgram) -> Self {
+        unsupported("ports", &error.to_string())
+    }
+}
+
+/// What a create call depends on beside the container that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// The version of the engine's API, major and minor.
+    pub(crate) api_version: (usize, usize),
+    /// Where the files of secrets and configs are.
+    pub(crate) runtime_dir: &'a Path,
+}
+
+/// Newer than every version that anything here depends on.
+pub(crate) const NEWEST_API: (usize, usize) = (usize::MAX, 0);
+/// The first API version with `StartInterval`; older engines drop it and say nothing.
+const START_INTERVAL_SINCE: (usize, usize) = (1, 44);
 
 /// The engine's create call for a container with restart policy `no`.
-pub(super) fn create_body(new: &NewContainer<'_>) -> Result<ContainerCreateBody, Unsupported> {
+pub(crate) fn create_body(
+    new: &NewContainer<'_>,
+    around: Surroundings<'_>,
+) -> Result<ContainerCreateBody, Unsupported> {
     let spec = &new.service.config;
-    refuse_unapplied(spec)?;
+    refuse_unapplied(spec, around.api_version)?;
+    let owns_network = matches!(new.network, NewNetwork::Own(_));
     let identity = new
         .service
         .identity()
@@ -55,38 +79,110 @@ pub(super) fn create_body(new: &NewContainer<'_>) -> Result<ContainerCreateBody,
     let environment = spec.environment.iter();
     Ok(ContainerCreateBody {
         image: Some(new.service.image_name.clone()),
-        hostname: spec.hostname.clone(),
+        // In a shared network these are the other container's, and engines refuse them here.
+        hostname: spec.hostname.clone().filter(|_| owns_network),
         user: spec.user.clone(),
         working_dir: spec.working_dir.clone(),
         cmd: spec.command.as_ref().map(|line| line.0.clone()),
         entrypoint: spec.entrypoint.as_ref().map(|line| line.0.clone()),
         env: list(environment.map(|(name, value)| format!("{name}={value}"))),
         // Without ExposedPorts some engines publish nothing and say nothing.
-        exposed_ports: list(spec.ports.iter().map(engine_port)),
+        exposed_ports: list(spec.ports.iter().map(engine_port)).filter(|_| owns_network),
         healthcheck: spec.healthcheck.as_ref().map(health),
         labels: Some(all_labels),
         stop_signal: spec.stop_signal.clone(),
         stop_timeout: spec
             .stop_grace_period
             .map(|grace| whole(grace.as_millis().div_ceil(1_000))),
-        host_config: Some(host_config(&new.key.app, new, spec)),
+        host_config: Some(host_config(new, spec, around.runtime_dir)?),
+        networking_config: match new.network {
+            NewNetwork::Own(networks) => first_network(networks),
+            NewNetwork::Shared(_) => None,
+        },
         ..ContainerCreateBody::default()
     })
 }
 
-/// Fields that a target may carry and this agent does not apply yet.
-fn refuse_unapplied(spec: &ServiceSpec) -> Result<(), Unsupported> {
-    if !spec.networks.is_empty() {
-        return Err(unsupported("networks", LATER));
+/// The engine's create call for a sandbox with restart policy `no`.
+pub(crate) fn sandbox_body(new: &NewSandbox<'_>) -> ContainerCreateBody {
+    let spec = new.spec;
+    ContainerCreateBody {
+        image: Some(sandbox::IMAGE.to_owned()),
+        hostname: spec.hostname.clone(),
+        user: Some(sandbox::USER.to_string()),
+        exposed_ports: list(spec.ports.iter().map(engine_port)),
+        labels: Some(labels::write_sandbox(new)),
+        host_config: Some(HostConfig {
+            restart_policy: Some(restart(RestartPolicy::No)),
+            network_mode: Some(match new.networks.first() {
+                Some((network, _)) => network.clone(),
+                None => "bridge".to_owned(),
+            }),
+            port_bindings: port_bindings(&spec.ports),
+            dns: list(spec.dns.iter().map(ToString::to_string)),
+            extra_hosts: list(spec.extra_hosts.iter().cloned()),
+            sysctls: map(spec.sysctls.clone()),
+            // The program needs nothing: it waits. No memory limit: the engine's own start-up runs
+            // inside it and needs more on some versions than the program ever will.
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            security_opt: Some(vec!["no-new-privileges".to_owned()]),
+            readonly_rootfs: Some(true),
+            pids_limit: Some(SANDBOX_PIDS),
+            log_config: Some(HostConfigLogConfig {
+                typ: Some("none".to_owned()),
+                config: None,
+            }),
+            ..HostConfig::default()
+        }),
+        networking_config: first_network(new.networks),
+        ..ContainerCreateBody::default()
     }
-    if let Some(NetworkMode::Service(_)) = spec.network_mode {
-        return Err(unsupported("network_mode: service:…", LATER));
+}
+
+/// The engine's start-up inside a sandbox has this many threads to spare.
+const SANDBOX_PIDS: i64 = 64;
+
+/// Engines before API 1.44 take one network at most here: the others are connected afterwards.
+fn first_network(networks: &[(String, Vec<String>)]) -> Option<NetworkingConfig> {
+    let (network, aliases) = networks.first()?;
+    let endpoint = (network.clone(), endpoint(aliases));
+    Some(NetworkingConfig {
+        endpoints_config: Some([endpoint].into()),
+    })
+}
+
+/// A connection to a network under these names.
+pub(super) fn endpoint(aliases: &[String]) -> EndpointSettings {
+    EndpointSettings {
+        aliases: list(aliases.iter().cloned()),
+        ..EndpointSettings::default()
     }
-    if !spec.secrets.is_empty() {
-        return Err(unsupported("secrets", LATER));
+}
+
+/// What a target may ask for and this device cannot give.
+fn refuse_unapplied(spec: &ServiceSpec, api_version: (usize, usize)) -> Result<(), Unsupported> {
+    for (name, attachment) in &spec.networks {
+        if attachment.ipv4_address.is_some() || attachment.ipv6_address.is_some() {
+            return Err(unsupported(
+                &format!("networks.{name}.ipv4_address or ipv6_address"),
+                "the engine chooses the subnets of an app's networks: reach a service by its name",
+            ));
+        }
     }
-    if !spec.configs.is_empty() {
-        return Err(unsupported("configs", LATER));
+    if let Some(NetworkMode::Service(of)) = &spec.network_mode {
+        let fields = [
+            ("hostname", spec.hostname.is_some()),
+            ("dns", !spec.dns.is_empty()),
+            ("extra_hosts", !spec.extra_hosts.is_empty()),
+            (
+                "sysctls: net.…",
+                spec.sysctls.keys().any(|name| is_of_the_network(name)),
+            ),
+        ];
+        if let Some((field, _)) = fields.into_iter().find(|(_, is_set)| *is_set) {
+            let why = format!("the network and its settings are those of `{of}`: set it there");
+            return Err(unsupported(field, &why));
+        }
     }
     let reserved = spec
         .deploy
@@ -99,13 +195,17 @@ fn refuse_unapplied(spec: &ServiceSpec) -> Result<(), Unsupported> {
             "an engine can reserve memory only",
         ));
     }
-    // Needs an engine of 2024 and fails silently on older ones.
-    if spec
+    let wants_start_interval = spec
         .healthcheck
         .as_ref()
-        .is_some_and(|health| health.start_interval.is_some())
-    {
-        return Err(unsupported("healthcheck.start_interval", LATER));
+        .is_some_and(|health| health.start_interval.is_some());
+    if wants_start_interval && api_version < START_INTERVAL_SINCE {
+        let (major, minor) = api_version;
+        let (since_major, since_minor) = START_INTERVAL_SINCE;
+        let why = format!(
+            "the engine's API is {major}.{minor} and knows it from {since_major}.{since_minor} on"
+        );
+        return Err(unsupported("healthcheck.start_interval", &why));
     }
     if spec
         .labels
@@ -120,28 +220,26 @@ fn refuse_unapplied(spec: &ServiceSpec) -> Result<(), Unsupported> {
     Ok(())
 }
 
-fn host_config(app: &AppId, new: &NewContainer<'_>, spec: &ServiceSpec) -> HostConfig {
-    let resources = spec
-        .deploy
-        .as_ref()
-        .and_then(|deploy| deploy.resources.clone())
-        .unwrap_or_default();
-    let limits = resources.limits.unwrap_or_default();
-    let reserved: ResourceAmounts = resources.reservations.unwrap_or_default();
-    let memory = spec.mem_limit.or(limits.memory);
-    let cpus = spec.cpus.or(limits.cpus);
-    let (binds, mounts): (Vec<&Mount>, Vec<&Mount>) =
-        spec.volumes.iter().partition(|mount| is_short_bind(mount));
-    HostConfig {
+fn host_config(
+    new: &NewContainer<'_>,
+    spec: &ServiceSpec,
+    runtime_dir: &Path,
+) -> Result<HostConfig, Unsupported> {
+    let owns_network = matches!(new.network, NewNetwork::Own(_));
+    let amounts = Amounts::of(spec);
+    let some = |amount: u64| Some(amount).filter(|amount| *amount > 0).map(whole);
+    let sysctls: BTreeMap<String, String> = spec
+        .sysctls
+        .iter()
+        .filter(|(name, _)| owns_network || !is_of_the_network(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    Ok(HostConfig {
         restart_policy: Some(restart(RestartPolicy::No)),
-        network_mode: Some(network(spec.network_mode.as_ref())),
-        port_bindings: port_bindings(&spec.ports),
-        binds: list(binds.into_iter().map(bind)),
-        mounts: list(
-            mounts
-                .into_iter()
-                .map(|mount| engine_mount(app, new, mount)),
-        ),
+        network_mode: Some(network_mode(new, spec)?),
+        port_bindings: port_bindings(&spec.ports).filter(|_| owns_network),
+        binds: list(mounts::binds(spec)),
+        mounts: list(mounts::mounts(new, runtime_dir)),
         tmpfs: map(spec.tmpfs.iter().map(|entry| {
             let (path, options) = entry.split_once(':').unwrap_or((entry, ""));
             (path.to_owned(), options.to_owned())
@@ -154,8 +252,8 @@ fn host_config(app: &AppId, new: &NewContainer<'_>, spec: &ServiceSpec) -> HostC
         privileged: Some(spec.privileged),
         cap_add: list(spec.cap_add.iter().cloned()),
         cap_drop: list(spec.cap_drop.iter().cloned()),
-        extra_hosts: list(spec.extra_hosts.iter().cloned()),
-        dns: list(spec.dns.iter().map(ToString::to_string)),
+        extra_hosts: list(spec.extra_hosts.iter().cloned()).filter(|_| owns_network),
+        dns: list(spec.dns.iter().map(ToString::to_string)).filter(|_| owns_network),
         log_config: spec.logging.as_ref().map(|logging| HostConfigLogConfig {
             typ: logging.driver.clone(),
             config: map(logging.options.clone()),
@@ -165,14 +263,15 @@ fn host_config(app: &AppId, new: &NewContainer<'_>, spec: &ServiceSpec) -> HostC
             soft: Some(limit.soft),
             hard: Some(limit.hard),
         })),
-        sysctls: map(spec.sysctls.clone()),
+        sysctls: map(sysctls),
         security_opt: list(spec.security_opt.iter().cloned()),
         readonly_rootfs: Some(spec.read_only),
         init: spec.init,
-        memory: memory.map(|size| whole(size.0)),
-        memory_reservation: reserved.memory.map(|size| whole(size.0)),
-        nano_cpus: cpus.map(|cpus| whole(cpus.as_nanos())),
-        pids_limit: spec.pids_limit.or(limits.pids),
+        memory: some(amounts.memory),
+        memory_reservation: some(amounts.memory_reservation),
+        nano_cpus: some(amounts.nano_cpus),
+        // Said in so many words: without it Podman sets a limit of its own.
+        pids_limit: Some(some(amounts.pids).unwrap_or(UNLIMITED)),
         shm_size: spec.shm_size.map(|size| whole(size.0)),
         group_add: list(spec.group_add.iter().cloned()),
         userns_mode: spec.userns_mode.clone(),
@@ -180,17 +279,27 @@ fn host_config(app: &AppId, new: &NewContainer<'_>, spec: &ServiceSpec) -> HostC
         ipc_mode: spec.ipc.clone(),
         runtime: spec.runtime.clone(),
         ..HostConfig::default()
-    }
+    })
 }
 
-fn network(mode: Option<&NetworkMode>) -> String {
-    match mode {
-        Some(NetworkMode::Host) => "host",
-        Some(NetworkMode::None) => "none",
-        // `service:` was refused above.
-        Some(NetworkMode::Bridge | NetworkMode::Service(_)) | None => "bridge",
+/// The engine's word for no limit.
+pub(super) const UNLIMITED: i64 = -1;
+
+fn network_mode(new: &NewContainer<'_>, spec: &ServiceSpec) -> Result<String, Unsupported> {
+    let networks = match new.network {
+        NewNetwork::Shared(id) => return Ok(format!("container:{id}")),
+        NewNetwork::Own(networks) => networks,
+    };
+    match (&spec.network_mode, networks.first()) {
+        (Some(NetworkMode::Service(_)), _) => Err(unsupported(
+            "network_mode",
+            "its service has no network yet",
+        )),
+        (Some(NetworkMode::Host), _) => Ok("host".to_owned()),
+        (Some(NetworkMode::None), _) => Ok("none".to_owned()),
+        (None, Some((network, _))) => Ok(network.clone()),
+        (Some(NetworkMode::Bridge), _) | (None, None) => Ok("bridge".to_owned()),
     }
-    .to_owned()
 }
 
 fn engine_port(port: &Port) -> String {
@@ -220,7 +329,7 @@ fn health(check: &Healthcheck) -> HealthConfig {
             ..HealthConfig::default()
         };
     }
-    let nanos = |period: holdfast_proto::spec::Period| whole(period.as_millis() * 1_000_000);
+    let nanos = |period: Period| whole(period.as_millis() * 1_000_000);
     HealthConfig {
         test: check
             .test
@@ -230,79 +339,63 @@ fn health(check: &Healthcheck) -> HealthConfig {
         timeout: check.timeout.map(nanos),
         retries: check.retries.map(i64::from),
         start_period: check.start_period.map(nanos),
-        start_interval: None,
+        start_interval: check.start_interval.map(nanos),
     }
 }
 
-/// Whether a mount needs the engine's short form: only that creates a missing path of the device.
-fn is_short_bind(mount: &Mount) -> bool {
-    mount.kind == MountKind::Bind
-        && mount
-            .bind
-            .as_ref()
-            .is_some_and(|bind| bind.create_host_path)
+/// More memory than any device has: engines cannot take a limit away from a container that has one.
+pub(super) const NO_MEMORY_LIMIT: u64 = 1 << 62;
+/// The same of memory and swap together; a multiple of every page size.
+const NO_SWAP_LIMIT: i64 = i64::MAX & !0xffff;
+/// A limit of all processors less this means none: engines can raise one but not take it away.
+const NO_CPU_LIMIT_MARK: u64 = 1;
+
+/// Whether a processor limit is one that [`amounts_body`] wrote for "none".
+pub(super) fn is_no_cpu_limit(nano_cpus: u64) -> bool {
+    const PROCESSOR: u64 = 1_000_000_000;
+    nano_cpus % PROCESSOR == PROCESSOR - NO_CPU_LIMIT_MARK
 }
 
-fn bind(mount: &Mount) -> String {
-    let source = mount.source.as_deref().unwrap_or_default();
-    let propagation = mount
-        .bind
-        .as_ref()
-        .and_then(|bind| bind.propagation.as_deref());
-    let options: Vec<&str> = [mount.read_only.then_some("ro"), propagation]
-        .into_iter()
-        .flatten()
-        .collect();
-    if options.is_empty() {
-        format!("{source}:{}", mount.target)
-    } else {
-        format!("{source}:{}:{}", mount.target, options.join(","))
-    }
-}
-
-fn engine_mount(app: &AppId, new: &NewContainer<'_>, mount: &Mount) -> EngineMount {
-    let kind = match mount.kind {
-        MountKind::Bind => MountType::BIND,
-        MountKind::Volume => MountType::VOLUME,
-        MountKind::Tmpfs => MountType::TMPFS,
+/// The engine's update call that changes a container's resources, on a device with so many processors.
+pub(super) fn amounts_body(now: Amounts, wanted: Amounts, processors: u64) -> ContainerUpdateBody {
+    let differs = |one: u64, other: u64, value: i64| Some(value).filter(|_| one != other);
+    // Memory may not exceed memory and swap together: both change at once. Twice is what engines
+    // choose by themselves for a new container.
+    let (memory, swap) = match wanted.memory {
+        0 => (whole(NO_MEMORY_LIMIT), NO_SWAP_LIMIT),
+        bytes => (whole(bytes), whole(bytes.saturating_mul(2))),
     };
-    let source = match mount.kind {
-        // As Compose does: a volume belongs to its app, not to whoever knows its name.
-        MountKind::Volume => mount.source.as_ref().map(|name| format!("{app}_{name}")),
-        MountKind::Bind | MountKind::Tmpfs => mount.source.clone(),
+    let nano_cpus = match wanted.nano_cpus {
+        0 => whole((processors * 1_000_000_000).saturating_sub(NO_CPU_LIMIT_MARK)),
+        nanos => whole(nanos),
     };
-    let propagation = mount
-        .bind
-        .as_ref()
-        .and_then(|bind| bind.propagation.as_deref());
-    EngineMount {
-        target: Some(mount.target.clone()),
-        source,
-        typ: Some(kind),
-        read_only: Some(mount.read_only),
-        bind_options: propagation.map(|word| MountBindOptions {
-            propagation: word.parse::<MountBindOptionsPropagationEnum>().ok(),
-            ..MountBindOptions::default()
-        }),
-        volume_options: (mount.kind == MountKind::Volume).then(|| MountVolumeOptions {
-            no_copy: mount.volume.as_ref().map(|volume| volume.nocopy),
-            labels: Some(
-                [
-                    (labels::MANAGED.to_owned(), "true".to_owned()),
-                    (labels::DEVICE.to_owned(), new.device.to_string()),
-                    (labels::APP.to_owned(), app.to_string()),
-                ]
-                .into(),
-            ),
-            ..MountVolumeOptions::default()
-        }),
-        tmpfs_options: mount.tmpfs.as_ref().map(|tmpfs| MountTmpfsOptions {
-            size_bytes: tmpfs.size.map(|size| whole(size.0)),
-            mode: tmpfs.mode.map(i64::from),
-            ..MountTmpfsOptions::default()
-        }),
-        ..EngineMount::default()
+    let or_none = |amount: u64| {
+        if amount == 0 {
+            UNLIMITED
+        } else {
+            whole(amount)
+        }
+    };
+    ContainerUpdateBody {
+        memory: differs(now.memory, wanted.memory, memory),
+        memory_swap: differs(now.memory, wanted.memory, swap),
+        memory_reservation: differs(
+            now.memory_reservation,
+            wanted.memory_reservation,
+            or_none(wanted.memory_reservation),
+        ),
+        nano_cpus: differs(now.nano_cpus, wanted.nano_cpus, nano_cpus),
+        pids_limit: differs(now.pids, wanted.pids, or_none(wanted.pids)),
+        ..ContainerUpdateBody::default()
     }
+}
+
+/// What an engine that cannot change containers says of their resources.
+pub(super) fn no_new_amounts() -> Unsupported {
+    unsupported(
+        "deploy.resources",
+        "Podman cannot change the resources of a container that exists",
+    )
 }
 
 /// A restart policy in the engine's words.

@@ -4,39 +4,42 @@
 //! for ever: every call has a bound.
 
 mod exec;
+mod image;
+mod network;
+mod read;
 
 pub mod survey;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, ContainerUpdateBody, CreateImageInfo,
-    HealthStatusEnum, NetworkSettings,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, EventMessage,
+    EventMessageTypeEnum, SystemVersion,
 };
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, EventsOptions, ListContainersOptions,
-    RemoveContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions,
+    RenameContainerOptions, StopContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt as _;
-use holdfast_plan::{ContainerState, Health};
+use holdfast_plan::{Amounts, ContainerState, NetworkKey};
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::Platform;
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
 use super::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, Executed, ImageStore,
-    NewContainer, Operation, convert, guard, labels,
+    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed,
+    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, guard, labels, sandbox,
 };
 use crate::fault::foreign;
 use crate::policy::Policy;
+use crate::secrets;
 
 /// Reading is quick; an engine that needs longer is hung (measured: a stopped one never answers).
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,11 +54,12 @@ const REMOVAL_LOOKS: u32 = 40;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(250);
 /// bollard's own bound, above all of ours, so that only ours speak.
 const NO_BOUND_SECONDS: u64 = 24 * 3_600;
-/// Container events that can change a plan; each health probe's `exec_…` events cannot.
-const EVENTS: [&str; 9] = [
+/// Events of containers and networks that can change a plan; each health probe's `exec_…` cannot.
+const EVENTS: [&str; 10] = [
     "start",
     "die",
     "destroy",
+    "disconnect",
     "pause",
     "unpause",
     "oom",
@@ -64,35 +68,72 @@ const EVENTS: [&str; 9] = [
     "update",
 ];
 
-/// A Docker engine behind a unix socket.
+/// An engine with Docker's API behind a unix socket.
 pub struct DockerEngine {
     socket: PathBuf,
+    runtime_dir: PathBuf,
     policy: Policy,
     /// None until a version was agreed on, and again after the engine was away: it may come back newer.
-    agreed: RefCell<Option<Docker>>,
+    agreed: RefCell<Option<Agreed>>,
+}
+
+/// A connection whose API version both sides know.
+#[derive(Clone)]
+struct Agreed {
+    docker: Docker,
+    dialect: Dialect,
+}
+
+/// Whose engine speaks Docker's API; they differ where the API leaves room, and in what is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    /// Docker's own.
+    Docker,
+    /// Podman's.
+    ///
+    /// Version 4 cannot change a container that exists, so its containers keep the restart policy
+    /// `no` for ever, and the agent starts them again itself: no program of Podman's would do it
+    /// after a reboot anyway. Such a container is described with the policy that the agent follows.
+    Podman,
 }
 
 impl DockerEngine {
-    /// The engine behind `socket`, asked only for what `policy` allows; nothing is connected yet.
-    pub fn new(socket: &Path, policy: Policy) -> Self {
+    /// The engine behind `socket` for commands that change nothing.
+    pub fn looking(socket: &Path) -> Self {
+        Self::new(socket, Path::new(""), Policy::unrestricted())
+    }
+
+    /// The engine behind `socket`, asked only for what `policy` allows; nothing is connected yet. The
+    /// files of secrets are below `runtime_dir`, see [`crate::secrets`].
+    pub fn new(socket: &Path, runtime_dir: &Path, policy: Policy) -> Self {
         Self {
             socket: socket.to_owned(),
+            runtime_dir: runtime_dir.to_owned(),
             policy,
             agreed: RefCell::new(None),
         }
     }
 
-    /// A connection with an agreed API version.
-    async fn docker(&self, operation: Operation) -> Result<Docker, EngineError> {
-        if let Some(docker) = self.agreed.borrow().as_ref() {
-            return Ok(docker.clone());
+    async fn agreed(&self, operation: Operation) -> Result<Agreed, EngineError> {
+        if let Some(agreed) = self.agreed.borrow().as_ref() {
+            return Ok(agreed.clone());
         }
         let path = self.socket.to_string_lossy();
         let docker = Docker::connect_with_unix(&path, NO_BOUND_SECONDS, API_DEFAULT_VERSION)
             .map_err(|error| fault(operation, error))?;
         let docker = bounded(operation, READ_TIMEOUT, docker.negotiate_version()).await?;
-        *self.agreed.borrow_mut() = Some(docker.clone());
-        Ok(docker)
+        let version = bounded(operation, READ_TIMEOUT, docker.version()).await?;
+        let agreed = Agreed {
+            docker,
+            dialect: dialect(&version),
+        };
+        *self.agreed.borrow_mut() = Some(agreed.clone());
+        Ok(agreed)
+    }
+
+    /// A connection with an agreed API version.
+    async fn docker(&self, operation: Operation) -> Result<Docker, EngineError> {
+        Ok(self.agreed(operation).await?.docker)
     }
 
     /// Runs one call; an engine that was away is asked for its version again next time.
@@ -104,10 +145,15 @@ impl DockerEngine {
     ) -> Result<T, EngineError> {
         let docker = self.docker(operation).await?;
         let outcome = bounded(operation, timeout, call(docker)).await;
-        if outcome.as_ref().is_err_and(EngineError::is_engine_away) {
+        outcome.map_err(|failure| self.noted(failure))
+    }
+
+    /// Forgets the agreed version after a failure that another engine may be behind.
+    fn noted(&self, failure: EngineError) -> EngineError {
+        if failure.is_engine_away() {
             self.forget_version();
         }
-        outcome
+        failure
     }
 
     fn forget_version(&self) {
@@ -123,26 +169,111 @@ impl DockerEngine {
         absent_is_none(found)
     }
 
-    /// Waits until a removal that somebody else began has ended.
-    async fn wait_for_removal(&self, id: &str) -> Result<(), EngineError> {
+    async fn look(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
+        let Some(found) = self.inspect(id).await? else {
+            return Ok(None);
+        };
+        let dialect = self.agreed(Operation::Inspect).await?.dialect;
+        read::container(found, dialect).map(Some)
+    }
+
+    /// A container that must be there for what is asked of it.
+    async fn must_find(
+        &self,
+        operation: Operation,
+        id: &str,
+    ) -> Result<EngineContainer, EngineError> {
+        self.look(id).await?.ok_or_else(|| EngineError::Refused {
+            operation,
+            status: 404,
+            message: format!("there is no container {id}"),
+        })
+    }
+
+    /// Makes a container; `is_it` tells whether one of that name is what was asked for.
+    async fn create_named(
+        &self,
+        name: &str,
+        // Large, and kept while the engine works.
+        body: Box<ContainerCreateBody>,
+        is_it: impl Fn(&EngineContainer) -> bool,
+    ) -> Result<String, EngineError> {
+        let options = CreateContainerOptions {
+            name: Some(name.to_owned()),
+            ..CreateContainerOptions::default()
+        };
+        let outcome = self
+            .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
+                Box::pin(docker.create_container(Some(options), *body)).await
+            })
+            .await;
+        let failure = match outcome {
+            Ok(created) => return Ok(created.id),
+            Err(failure) => failure,
+        };
+        // The answer may have been lost after the work was done, or the name be a stranger's.
+        match self.look(name).await? {
+            Some(found) if is_it(&found) => Ok(found.id),
+            Some(_) => Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            }),
+            None => Err(failure),
+        }
+    }
+
+    /// Removes a container; one that is gone is fine, and one that somebody else removes is awaited.
+    async fn delete(&self, id: &str, force: bool) -> Result<(), EngineError> {
+        let options = RemoveContainerOptions {
+            // Volumes are the user's: they stay.
+            v: false,
+            force,
+            link: false,
+        };
+        let outcome = self
+            .call(Operation::Remove, CHANGE_TIMEOUT, |docker| async move {
+                docker.remove_container(id, Some(options)).await
+            })
+            .await;
+        match outcome {
+            Err(EngineError::Refused { status: 404, .. }) => Ok(()),
+            Err(EngineError::Refused {
+                status: 409,
+                message,
+                ..
+            }) if message.contains("in progress") => self.wait_for_removal(id, message).await,
+            other => other,
+        }
+    }
+
+    /// Waits until a removal that somebody else began has ended; `message` is what the engine said.
+    async fn wait_for_removal(&self, id: &str, message: String) -> Result<(), EngineError> {
         for _ in 0..REMOVAL_LOOKS {
             if self.inspect(id).await?.is_none() {
                 return Ok(());
             }
             tokio::time::sleep(REMOVAL_PAUSE).await;
         }
-        Err(EngineError::TimedOut {
+        // The engine answers: it is this removal that is stuck, not the engine.
+        Err(EngineError::Refused {
             operation: Operation::Remove,
-            timeout_ms: millis(REMOVAL_PAUSE * REMOVAL_LOOKS),
+            status: 409,
+            message,
         })
+    }
+
+    async fn start_once(&self, id: &str) -> Result<(), EngineError> {
+        self.call(Operation::Start, CHANGE_TIMEOUT, |docker| async move {
+            docker.start_container(id, None).await
+        })
+        .await
     }
 }
 
 impl Engine for DockerEngine {
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         self.forget_version();
-        let docker = self.docker(Operation::Describe).await?;
-        let api_version = docker.client_version();
+        let agreed = self.agreed(Operation::Describe).await?;
+        let api_version = agreed.docker.client_version();
         let info = self
             .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
                 docker.info().await
@@ -159,8 +290,14 @@ impl Engine for DockerEngine {
                     .get(1)
                     .is_some_and(|kind| kind.starts_with("io.containerd."))
         });
+        let root = info.docker_root_dir.unwrap_or_default();
+        // Podman makes up another id for each answer; its store stays where it is.
+        let id = match agreed.dialect {
+            Dialect::Podman => format!("podman:{root}"),
+            Dialect::Docker => info.id.unwrap_or_default(),
+        };
         Ok(EngineInfo {
-            id: info.id.unwrap_or_default(),
+            id,
             version: info.server_version.unwrap_or_default(),
             api_version: api_version.to_string(),
             store: if is_containerd {
@@ -169,7 +306,7 @@ impl Engine for DockerEngine {
                 ImageStore::Classic
             },
             platform: Platform::new(&os, &architecture, None),
-            root: info.docker_root_dir.unwrap_or_default(),
+            root,
         })
     }
 
@@ -188,43 +325,29 @@ impl Engine for DockerEngine {
         let mut sharing = Vec::new();
         for id in listed.into_iter().filter_map(|summary| summary.id) {
             // One that vanished between the list and the look is simply not there.
-            if let Some(found) = self.inspect(&id).await? {
-                sharing.extend(network_owner(&found).map(|owner| (containers.len(), owner)));
-                containers.push(container(found)?);
+            if let Some(found) = self.look(&id).await? {
+                sharing.extend(found.shares.clone().map(|owner| (containers.len(), owner)));
+                containers.push(found);
             }
         }
         for (position, owner) in sharing {
             let mut all = containers.iter();
-            let owner = all.find(|found| found.id == owner || found.name == owner);
-            containers[position].addresses = owner.map_or(Vec::new(), |o| o.addresses.clone());
+            let Some(owner) = all.find(|found| found.id == owner || found.name == owner) else {
+                continue;
+            };
+            let (id, addresses) = (owner.id.clone(), owner.addresses.clone());
+            containers[position].shares = Some(id);
+            containers[position].addresses = addresses;
         }
         Ok(containers)
     }
 
     async fn container(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
-        self.inspect(id).await?.map(container).transpose()
+        self.look(id).await
     }
 
     async fn image(&self, pinned: &str) -> Result<Option<EngineImage>, EngineError> {
-        let found = self
-            .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {
-                docker.inspect_image(pinned).await
-            })
-            .await;
-        let Some(image) = absent_is_none(found)? else {
-            return Ok(None);
-        };
-        let os = image.os.unwrap_or_else(|| "linux".to_owned());
-        let architecture = image.architecture.unwrap_or_default();
-        let descriptor = image.descriptor.and_then(|descriptor| descriptor.digest);
-        Ok(Some(EngineImage {
-            ids: [image.id, descriptor]
-                .into_iter()
-                .flatten()
-                .filter_map(|text| text.parse().ok())
-                .collect(),
-            platform: Platform::new(&os, &architecture, image.variant.as_deref()),
-        }))
+        self.find_image(pinned).await
     }
 
     async fn pull(
@@ -234,86 +357,86 @@ impl Engine for DockerEngine {
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
         guard::image(&self.policy, pinned)?;
-        let docker = self.docker(Operation::Pull).await?;
-        let options = CreateImageOptions {
-            from_image: Some(pinned.to_owned()),
-            platform: platform.to_string(),
-            ..CreateImageOptions::default()
-        };
-        let stream = docker.create_image(Some(options), None, None);
-        let mut stream = std::pin::pin!(stream);
-        let mut layers = HashMap::new();
-        let patience = Duration::from_millis(no_progress_ms);
-        let mut deadline = tokio::time::Instant::now() + patience;
-        loop {
-            // Dropping the stream closes the connection, which cancels the pull.
-            let next = tokio::time::timeout_at(deadline, stream.next()).await;
-            match next.map_err(|_| EngineError::PullStalled { no_progress_ms })? {
-                None => return Ok(()),
-                Some(Ok(message)) => {
-                    if progressed(&mut layers, message) {
-                        deadline = tokio::time::Instant::now() + patience;
-                    }
-                }
-                Some(Err(DockerError::DockerStreamError { error })) => {
-                    return Err(EngineError::PullBroke {
-                        message: foreign(&error),
-                    });
-                }
-                Some(Err(error)) => return Err(fault(Operation::Pull, error)),
-            }
-        }
+        self.pull_image(pinned, platform, no_progress_ms).await
     }
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
-        let body = convert::create_body(new)?;
-        guard::container(&self.policy, &body, &guard::Ours::default())?;
-        let options = CreateContainerOptions {
-            name: Some(new.name.to_owned()),
-            ..CreateContainerOptions::default()
+        let version = self.docker(Operation::Create).await?.client_version();
+        let around = convert::Surroundings {
+            api_version: (version.major_version, version.minor_version),
+            runtime_dir: &self.runtime_dir,
         };
-        let outcome = self
-            .call(Operation::Create, CHANGE_TIMEOUT, |docker| async move {
-                docker.create_container(Some(options), body).await
-            })
-            .await;
-        let failure = match outcome {
-            Ok(created) => return Ok(created.id),
-            Err(failure) => failure,
+        let body = Box::new(convert::create_body(new, around)?);
+        let networks: Vec<&str> = new.network.names().collect();
+        let lender = new.network.lender();
+        let files = secrets::service_folder(&self.runtime_dir, new.key);
+        let ours = guard::Ours {
+            containers: lender.as_slice(),
+            networks: &networks,
+            files: Some(&files),
+            own_image: false,
         };
-        // The answer may have been lost after the work was done, or the name be a stranger's.
-        match self.container(new.name).await? {
-            Some(found) if is_what_was_asked(&found, new) => Ok(found.id),
-            Some(_) => Err(EngineError::ForeignName {
-                name: new.name.to_owned(),
-            }),
-            None => Err(failure),
+        guard::container(&self.policy, &body, &ours)?;
+        self.create_named(new.name, body, |found| is_what_was_asked(found, new))
+            .await
+    }
+
+    async fn create_sandbox(&self, new: &NewSandbox<'_>) -> Result<String, EngineError> {
+        let is_it = |found: &EngineContainer| is_this_sandbox(found, new);
+        let networks: Vec<&str> = new.networks.iter().map(|(name, _)| name.as_str()).collect();
+        let ours = guard::Ours {
+            networks: &networks,
+            own_image: true,
+            ..guard::Ours::default()
+        };
+        let body = Box::new(convert::sandbox_body(new));
+        guard::container(&self.policy, &body, &ours)?;
+        let first = self.create_named(new.name, body.clone(), is_it).await;
+        let Err(EngineError::Refused { status: 404, .. }) = &first else {
+            return first;
+        };
+        if self.find_image(sandbox::IMAGE).await?.is_some() {
+            // It is a network that is missing.
+            return first;
         }
+        self.load_sandbox_image().await?;
+        self.create_named(new.name, body, is_it).await
     }
 
     async fn set_restart(&self, id: &str, policy: RestartPolicy) -> Result<(), EngineError> {
+        match self.agreed(Operation::SetRestart).await?.dialect {
+            Dialect::Docker => {}
+            Dialect::Podman => return self.must_find(Operation::SetRestart, id).await.map(drop),
+        }
         let update = ContainerUpdateBody {
             restart_policy: Some(convert::restart(policy)),
             ..ContainerUpdateBody::default()
         };
-        self.call(Operation::SetRestart, CHANGE_TIMEOUT, |docker| async move {
-            docker.update_container(id, update).await
-        })
-        .await
-    }
-
-    async fn start(&self, id: &str) -> Result<(), EngineError> {
         let outcome = self
-            .call(Operation::Start, CHANGE_TIMEOUT, |docker| async move {
-                docker.start_container(id, None).await
+            .call(Operation::SetRestart, CHANGE_TIMEOUT, |docker| async move {
+                docker.update_container(id, update).await
             })
             .await;
         let Err(failure) = outcome else {
             return Ok(());
         };
+        match self.look(id).await? {
+            Some(found) if found.restart == policy => Ok(()),
+            Some(_) | None => Err(failure),
+        }
+    }
+
+    async fn start(&self, id: &str) -> Result<(), EngineError> {
+        let Err(failure) = self.start_once(id).await else {
+            return Ok(());
+        };
         // An engine on a full disk starts a container and says that it did not.
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state.is_up() => Ok(()),
+            Some(found) if network::speaks_of_an_endpoint(&failure) => {
+                self.connect_anew(&found).await?;
+                self.start_once(id).await
+            }
             Some(_) | None => Err(failure),
         }
     }
@@ -338,7 +461,7 @@ impl Engine for DockerEngine {
         let Err(failure) = outcome else {
             return Ok(());
         };
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state.is_up() => Err(failure),
             Some(_) | None => Ok(()),
         }
@@ -353,32 +476,104 @@ impl Engine for DockerEngine {
         let Err(failure) = outcome else {
             return Ok(());
         };
-        match self.container(id).await? {
+        match self.look(id).await? {
             Some(found) if found.state == ContainerState::Paused => Err(failure),
             Some(_) | None => Ok(()),
         }
     }
 
     async fn remove(&self, id: &str) -> Result<(), EngineError> {
-        let options = RemoveContainerOptions {
-            v: false,
-            force: false,
-            link: false,
+        let Err(failure) = self.delete(id, false).await else {
+            return Ok(());
+        };
+        match self.look(id).await? {
+            None => Ok(()),
+            // What is left of one whose removal failed; nothing of it runs.
+            Some(found) if found.state == ContainerState::Dead => self.delete(id, true).await,
+            Some(_) => Err(failure),
+        }
+    }
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), EngineError> {
+        let options = RenameContainerOptions {
+            name: name.to_owned(),
         };
         let outcome = self
-            .call(Operation::Remove, CHANGE_TIMEOUT, |docker| async move {
-                docker.remove_container(id, Some(options)).await
+            .call(Operation::Rename, CHANGE_TIMEOUT, |docker| async move {
+                docker.rename_container(id, options).await
             })
             .await;
-        match outcome {
-            Err(EngineError::Refused { status: 404, .. }) => Ok(()),
-            Err(EngineError::Refused {
-                status: 409,
-                message,
-                ..
-            }) if message.contains("in progress") => self.wait_for_removal(id).await,
-            other => other,
+        let Err(failure) = outcome else {
+            return Ok(());
+        };
+        match self.look(name).await? {
+            Some(found) if found.id == id => Ok(()),
+            Some(_) => Err(EngineError::ForeignName {
+                name: name.to_owned(),
+            }),
+            None => Err(failure),
         }
+    }
+
+    async fn set_amounts(&self, id: &str, amounts: Amounts) -> Result<(), EngineError> {
+        let found = self.must_find(Operation::SetAmounts, id).await?;
+        match self.agreed(Operation::SetAmounts).await?.dialect {
+            Dialect::Docker => {}
+            Dialect::Podman => return Err(convert::no_new_amounts().into()),
+        }
+        let info = self
+            .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
+                docker.info().await
+            })
+            .await?;
+        let processors = info.ncpu.and_then(|count| u64::try_from(count).ok());
+        let update = convert::amounts_body(found.amounts, amounts, processors.unwrap_or(1));
+        self.call(Operation::SetAmounts, CHANGE_TIMEOUT, |docker| async move {
+            docker.update_container(id, update).await
+        })
+        .await
+    }
+
+    async fn networks(&self, device: &DeviceId) -> Result<Vec<EngineNetwork>, EngineError> {
+        self.list_networks(own_label(device)).await
+    }
+
+    async fn create_network(
+        &self,
+        device: &DeviceId,
+        key: &NetworkKey,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        self.make_network(device, key, name).await
+    }
+
+    async fn remove_network(&self, id: &str) -> Result<(), EngineError> {
+        self.delete_network(id).await
+    }
+
+    async fn connect(
+        &self,
+        network: &str,
+        container: &str,
+        aliases: &[String],
+    ) -> Result<(), EngineError> {
+        self.connect_to(network, container, aliases).await
+    }
+
+    async fn disconnect(&self, network: &str, container: &str) -> Result<(), EngineError> {
+        self.disconnect_from(network, container).await
+    }
+
+    async fn images(&self) -> Result<Vec<StoredImage>, EngineError> {
+        self.list_images().await
+    }
+
+    async fn tag(&self, image: &str, name: &str) -> Result<(), EngineError> {
+        self.tag_image(image, name).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), EngineError> {
+        self.remove_image_or_name(image).await
     }
 
     async fn exec(
@@ -392,20 +587,36 @@ impl Engine for DockerEngine {
 
     async fn watch(&self, device: &DeviceId, nudge: impl Fn()) -> Result<(), EngineError> {
         let docker = self.docker(Operation::Watch).await?;
-        let mut filters = own_label(device);
-        filters.insert("type".to_owned(), vec!["container".to_owned()]);
-        let events = EVENTS.iter().map(ToString::to_string).collect();
-        filters.insert("event".to_owned(), events);
+        // Not filtered by label: what happens to networks carries no labels of containers.
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+        let filters = HashMap::from([
+            ("type".to_owned(), words(&["container", "network"])),
+            ("event".to_owned(), words(&EVENTS)),
+        ]);
         let mut stream = std::pin::pin!(docker.events(Some(EventsOptions {
             filters: Some(filters),
             ..EventsOptions::default()
         })));
         while let Some(event) = stream.next().await {
-            event.map_err(|error| fault(Operation::Watch, error))?;
-            nudge();
+            let event = event.map_err(|error| fault(Operation::Watch, error))?;
+            if may_concern(device, &event) {
+                nudge();
+            }
         }
         Ok(())
     }
+}
+
+/// Whether an event is about this device's containers, or about a network that one may be in.
+fn may_concern(device: &DeviceId, event: &EventMessage) -> bool {
+    if event.typ == Some(EventMessageTypeEnum::NETWORK) {
+        return true;
+    }
+    let labels = event
+        .actor
+        .as_ref()
+        .and_then(|actor| actor.attributes.as_ref());
+    labels.is_some_and(|labels| labels::belongs_to(labels, device))
 }
 
 fn own_label(device: &DeviceId) -> HashMap<String, Vec<String>> {
@@ -427,8 +638,22 @@ async fn bounded<T>(
     }
 }
 
+/// The engine does not speak the API version that was agreed on.
+#[derive(Debug, thiserror::Error)]
+#[error("it speaks other versions of its API: {0}")]
+struct OtherVersion(String);
+
 fn fault(operation: Operation, error: DockerError) -> EngineError {
     match error {
+        // An engine that was upgraded or taken back while the agent ran. As good as away: the next
+        // call agrees on a version again.
+        DockerError::DockerResponseServerError {
+            status_code: 400,
+            message,
+        } if message.contains("client version") => EngineError::Unreachable {
+            operation,
+            source: Box::new(OtherVersion(foreign(&message))),
+        },
         DockerError::DockerResponseServerError {
             status_code,
             message,
@@ -457,20 +682,23 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether a pull's message says that something moved. The engine repeats "Retrying in n seconds"
-/// while nothing does; its own retries end by themselves, and ours are longer.
-fn progressed(layers: &mut HashMap<String, (String, i64)>, message: CreateImageInfo) -> bool {
-    let status = message.status.unwrap_or_default();
-    if status.starts_with("Retrying") {
-        return false;
+/// The engine's version names its components; Docker's is called "Engine".
+fn dialect(version: &SystemVersion) -> Dialect {
+    let mut components = version.components.iter().flatten();
+    if components.any(|component| component.name.starts_with("Podman")) {
+        Dialect::Podman
+    } else {
+        Dialect::Docker
     }
-    let current = message
-        .progress_detail
-        .and_then(|detail| detail.current)
-        .unwrap_or(0);
-    let seen = (status, current);
-    let before = layers.insert(message.id.unwrap_or_default(), seen.clone());
-    before != Some(seen)
+}
+
+fn is_this_sandbox(found: &EngineContainer, new: &NewSandbox<'_>) -> bool {
+    labels::belongs_to(&found.labels, new.device)
+        && labels::read(&found.labels).is_some_and(|own| {
+            own.key == *new.key
+                && own.generation == new.generation
+                && own.sandbox_hash == Some(new.spec.hash())
+        })
 }
 
 fn is_what_was_asked(found: &EngineContainer, new: &NewContainer<'_>) -> bool {
@@ -481,79 +709,6 @@ fn is_what_was_asked(found: &EngineContainer, new: &NewContainer<'_>) -> bool {
                 && own.generation == new.generation
                 && Some(own.identity) == identity
         })
-}
-
-fn container(found: ContainerInspectResponse) -> Result<EngineContainer, EngineError> {
-    let id = found.id.ok_or_else(|| EngineError::Nonsense {
-        detail: "a container has no id".to_owned(),
-    })?;
-    let state = found.state.unwrap_or_default();
-    let exit_code = state.exit_code.unwrap_or(0);
-    let probe_error = state.health.as_ref().and_then(exec::health_check_fault);
-    let health = state.health.and_then(|health| health.status);
-    let host = found.host_config.unwrap_or_default();
-    Ok(EngineContainer {
-        addresses: addresses(host.network_mode.as_deref(), found.network_settings),
-        probe_error,
-        name: found
-            .name
-            .unwrap_or_default()
-            .trim_start_matches('/')
-            .to_owned(),
-        labels: found
-            .config
-            .and_then(|config| config.labels)
-            .unwrap_or_default(),
-        state: match state.status {
-            Some(ContainerStateStatusEnum::CREATED) => ContainerState::Created,
-            Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => {
-                ContainerState::Running
-            }
-            Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
-            Some(ContainerStateStatusEnum::RESTARTING) => ContainerState::Restarting,
-            Some(ContainerStateStatusEnum::REMOVING) => ContainerState::Removing,
-            Some(ContainerStateStatusEnum::DEAD) => ContainerState::Dead,
-            Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::EMPTY) | None => {
-                ContainerState::Exited { code: exit_code }
-            }
-        },
-        health: match health {
-            Some(HealthStatusEnum::STARTING) => Some(Health::Starting),
-            Some(HealthStatusEnum::HEALTHY) => Some(Health::Healthy),
-            Some(HealthStatusEnum::UNHEALTHY) => Some(Health::Unhealthy),
-            Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => None,
-        },
-        restart_count: found
-            .restart_count
-            .and_then(|count| u64::try_from(count).ok())
-            .unwrap_or(0),
-        oom_killed: state.oom_killed.unwrap_or(false),
-        restart: convert::restart_from(host.restart_policy.as_ref()),
-        started_at: state.started_at.unwrap_or_default(),
-        start_error: foreign(&state.error.unwrap_or_default()),
-        id,
-    })
-}
-
-/// The container whose network this one uses, if it uses another's.
-fn network_owner(found: &ContainerInspectResponse) -> Option<String> {
-    let mode = found.host_config.as_ref()?.network_mode.as_deref()?;
-    mode.strip_prefix("container:").map(str::to_owned)
-}
-
-/// Where a container can be reached from the device; nowhere when it has no network of its own.
-fn addresses(mode: Option<&str>, settings: Option<NetworkSettings>) -> Vec<IpAddr> {
-    if mode == Some("host") {
-        return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    }
-    let endpoints = settings.and_then(|settings| settings.networks);
-    let addresses = endpoints.into_iter().flatten().flat_map(|(_, endpoint)| {
-        let v6 = endpoint.global_ipv6_address;
-        [endpoint.ip_address, v6].into_iter().flatten()
-    });
-    let mut addresses: Vec<IpAddr> = addresses.filter_map(|text| text.parse().ok()).collect();
-    addresses.sort_unstable();
-    addresses
 }
 
 #[cfg(test)]

@@ -9,19 +9,22 @@ mod files;
 mod networks;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, NetworkingConfig, ResourcesUlimits,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::Reference;
-use holdfast_proto::target::TargetState;
+use holdfast_proto::spec::NetworkMode;
+use holdfast_proto::target::{ServiceTarget, TargetState};
 
 pub use networks::network;
 
-use super::{NewContainer, convert};
+use super::{NewContainer, NewNetwork, convert};
 use crate::fault::foreign;
 use crate::policy::{Policy, Refusal, Rules};
+use crate::secrets;
 
 /// What a container may join beside what the policy lists, because Holdfast made it for the same app.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +33,8 @@ pub struct Ours<'a> {
     pub containers: &'a [&'a str],
     /// Networks it may be attached to, by name or id.
     pub networks: &'a [&'a str],
+    /// The folder with the files of this service's secrets and configs, which it may read.
+    pub files: Option<&'a Path>,
     /// Whether the agent made the image itself and runs it for itself: such a container comes from
     /// no registry, and the ceilings are not about it.
     pub own_image: bool,
@@ -74,16 +79,36 @@ pub fn refusals(
     policy: &Policy,
     device: &DeviceId,
     target: &TargetState,
+    runtime_dir: &Path,
 ) -> BTreeMap<ServiceKey, String> {
-    let judge = |key: &ServiceKey, service| {
-        let body = convert::create_body(&NewContainer {
+    // Stands for the sandbox that such a service will use: joining it is no request of the spec's.
+    const A_SANDBOX: &str = "a-sandbox";
+    let judge = |key: &ServiceKey, service: &ServiceTarget| {
+        let borrows = matches!(service.config.network_mode, Some(NetworkMode::Service(_)));
+        let new = NewContainer {
             device,
             key,
             name: "",
             generation: target.generation,
             service,
-        });
-        container(policy, &body.ok()?, &Ours::default()).err()
+            network: if borrows {
+                NewNetwork::Shared(A_SANDBOX)
+            } else {
+                NewNetwork::Own(&[])
+            },
+        };
+        let around = convert::Surroundings {
+            api_version: convert::NEWEST_API,
+            runtime_dir,
+        };
+        let body = convert::create_body(&new, around).ok()?;
+        let files = secrets::service_folder(runtime_dir, key);
+        let ours = Ours {
+            containers: &[A_SANDBOX],
+            files: Some(&files),
+            ..Ours::default()
+        };
+        container(policy, &body, &ours).err()
     };
     let services = target.services();
     services
@@ -323,7 +348,8 @@ fn host(rules: &Rules, host: &HostConfig, ours: &Ours<'_>) -> Result<(), Refusal
         files::bind(rules, text, &format!("HostConfig.Binds[{position}]"))?;
     }
     for (position, asked) in mounts.iter().flatten().enumerate() {
-        files::mount(rules, asked, &format!("HostConfig.Mounts[{position}]"))?;
+        let field = format!("HostConfig.Mounts[{position}]");
+        files::mount(rules, asked, ours.files, &field)?;
     }
     for (position, asked) in devices.iter().flatten().enumerate() {
         files::device(rules, asked, &format!("HostConfig.Devices[{position}]"))?;

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use holdfast_plan::NetworkKey;
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::{ConfigDigest, Digest};
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
-use super::NewContainer;
+use super::{NewContainer, NewSandbox};
 
 /// `true` on every container of Holdfast.
 pub const MANAGED: &str = "io.holdfast.managed";
@@ -28,6 +29,14 @@ pub const CONFIG_DIGEST: &str = "io.holdfast.config-digest";
 pub const IMAGE: &str = "io.holdfast.image";
 /// The restart policy it gets once it has proved itself.
 pub const RESTART: &str = "io.holdfast.restart";
+/// What a container is for: absent on services' containers, [`SANDBOX_ROLE`] on sandboxes.
+pub const ROLE: &str = "io.holdfast.role";
+/// The role of a container that holds a service's network.
+pub const SANDBOX_ROLE: &str = "sandbox";
+/// On a sandbox: the hash of what it was made from.
+pub const SANDBOX_HASH: &str = "io.holdfast.sandbox-hash";
+/// On a network: its name in its app.
+pub const NETWORK: &str = "io.holdfast.network";
 
 /// What a container of ours says of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +51,8 @@ pub struct OwnLabels {
     pub image: String,
     /// The restart policy it gets.
     pub wanted_restart: RestartPolicy,
+    /// On a sandbox: the hash of what it was made from.
+    pub sandbox_hash: Option<String>,
 }
 
 /// The labels of a container to make.
@@ -57,6 +68,33 @@ pub fn write(new: &NewContainer<'_>, identity: &Identity) -> HashMap<String, Str
         (CONFIG_DIGEST, identity.config_digest.to_string()),
         (IMAGE, new.service.image_name.clone()),
         (RESTART, restart.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// The labels of a sandbox to make.
+pub(crate) fn write_sandbox(new: &NewSandbox<'_>) -> HashMap<String, String> {
+    [
+        (MANAGED, "true".to_owned()),
+        (DEVICE, new.device.to_string()),
+        (APP, new.key.app.to_string()),
+        (SERVICE, new.key.service.to_string()),
+        (GENERATION, new.generation.to_string()),
+        (ROLE, SANDBOX_ROLE.to_owned()),
+        (SANDBOX_HASH, new.spec.hash()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// The labels of an app's network to make.
+pub(crate) fn write_network(device: &DeviceId, key: &NetworkKey) -> HashMap<String, String> {
+    [
+        (MANAGED, "true".to_owned()),
+        (DEVICE, device.to_string()),
+        (APP, key.app.to_string()),
+        (NETWORK, key.network.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()
@@ -91,6 +129,8 @@ pub(crate) fn read(labels: &HashMap<String, String>) -> Option<OwnLabels> {
         wanted_restart: get(RESTART)
             .and_then(|text| text.parse().ok())
             .unwrap_or_default(),
+        sandbox_hash: (get(ROLE) == Some(SANDBOX_ROLE))
+            .then(|| get(SANDBOX_HASH).unwrap_or_default().to_owned()),
     })
 }
 

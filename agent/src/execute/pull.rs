@@ -1,8 +1,17 @@
-//! Owns fetching an image by digest and proving that what came is what was pinned.
+//! Owns fetching an image by digest and proving that what came is what was pinned. Refuses to fill the
+//! disk for it.
+
+use std::path::PathBuf;
 
 use holdfast_proto::image::{Digest, Expected, Platform};
 
+use crate::clock::Clock;
+use crate::disk;
 use crate::engine::{Engine, EngineError, EngineImage, ImageStore};
+
+/// So often a pull's disk is looked at. An engine unpacks some 100 MB a second at most on the disks of
+/// small devices: the floor is not passed by more than a few of them between two looks.
+const ROOM_LOOK_MS: u64 = 100;
 
 /// An image did not arrive, or is not the one that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +24,14 @@ pub enum PullError {
     Vanished {
         /// The pinned image.
         image: String,
+    },
+    /// It would have filled the disk.
+    #[error("the pull of {image} was cut off: it left only {} MB free", free_bytes / 1_000_000)]
+    NoSpace {
+        /// The pinned image.
+        image: String,
+        /// What was left.
+        free_bytes: u64,
     },
     /// The engine has another image under this name.
     #[error("pulled {image}, but the engine reports {}", found.map_or_else(|| "no digest".to_owned(), |digest| digest.to_string()))]
@@ -47,21 +64,45 @@ pub struct Pull {
     pub device: Platform,
     /// How the engine names images.
     pub store: ImageStore,
+    /// The tag that keeps it once it is there.
+    pub keep: String,
+    /// The folder of the file system that it fills, and what must stay free there; none if that cannot
+    /// be measured.
+    pub floor: Option<(PathBuf, u64)>,
     /// Without progress for so long it is given up.
     pub no_progress_ms: u64,
 }
 
 impl Pull {
-    /// Pulls, then looks at what came.
-    pub async fn run<E: Engine>(&self, engine: &E) -> Result<(), PullError> {
-        engine
-            .pull(&self.image, &self.platform, self.no_progress_ms)
-            .await?;
+    /// Pulls, looks at what came, and gives it the tag that keeps it.
+    pub async fn run<E: Engine, C: Clock>(&self, engine: &E, clock: &C) -> Result<(), PullError> {
+        let pull = engine.pull(&self.image, &self.platform, self.no_progress_ms);
+        // Dropping the pull closes its connection, and the engine throws away what it fetched.
+        tokio::select! {
+            outcome = pull => outcome?,
+            free_bytes = self.room_ends(clock) => {
+                return Err(PullError::NoSpace { image: self.image.clone(), free_bytes });
+            }
+        }
         let found = engine.image(&self.image).await?;
         let found = found.ok_or_else(|| PullError::Vanished {
             image: self.image.clone(),
         })?;
-        self.verify(&found)
+        self.verify(&found)?;
+        Ok(engine.tag(&self.image, &self.keep).await?)
+    }
+
+    /// Waits until the disk has less room than must stay; gives what is left.
+    async fn room_ends<C: Clock>(&self, clock: &C) -> u64 {
+        let Some((folder, floor_bytes)) = &self.floor else {
+            return std::future::pending().await;
+        };
+        loop {
+            if let Some(free) = disk::free(folder).filter(|free| free.bytes < *floor_bytes) {
+                return free.bytes;
+            }
+            clock.sleep_ms(ROOM_LOOK_MS).await;
+        }
     }
 
     /// Same or not is decided by the kind of digest that the store uses (3-contract, section 3).
@@ -113,6 +154,8 @@ mod tests {
             platform: platform.clone(),
             device: platform,
             store,
+            keep: "holdfast.local/keep/1/1/web:1".to_owned(),
+            floor: None,
             no_progress_ms: 1_000,
         }
     }

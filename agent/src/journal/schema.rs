@@ -10,7 +10,7 @@ use super::JournalError;
 /// The format that this agent writes.
 const FORMAT: i64 = 1;
 
-const TABLES: &str = "
+pub(super) const TABLES: &str = "
 create table meta (key text primary key, value integer not null) without rowid;
 insert into meta (key, value) values ('name', abs(random() / 2));
 create table target (
@@ -36,6 +36,19 @@ create table intents (
 );
 ";
 
+const LATER_TABLES: &str = "
+create table if not exists pulled (
+    image text primary key,
+    app text not null,
+    service text not null
+) without rowid;
+";
+
+/// Pages of a journal that are checked on opening: a target of 5 MB and all that belongs to it have far
+/// fewer. A larger
+/// file, which no agent wrote, would keep the device waiting at each start.
+const MAX_CHECKED_PAGES: i64 = 8_192;
+
 /// Settings of every connection that writes.
 pub(super) fn prepare(db: &Connection) -> rusqlite::Result<()> {
     // FULL: an intent is on the disk before its effect begins. The cache is small because the whole
@@ -47,6 +60,10 @@ pub(super) fn prepare(db: &Connection) -> rusqlite::Result<()> {
          pragma journal_size_limit = 262144;
          pragma busy_timeout = 5000;",
     )?;
+    let pages: i64 = db.query_row("pragma page_count", [], |row| row.get(0))?;
+    if pages > MAX_CHECKED_PAGES {
+        return Ok(());
+    }
     let verdict: String = db.query_row("pragma quick_check(1)", [], |row| row.get(0))?;
     if verdict == "ok" {
         return Ok(());
@@ -74,11 +91,14 @@ pub(super) fn migrate(db: &Connection) -> Result<(), JournalError> {
         });
     }
     if found == FORMAT {
-        return Ok(());
+        // What older agents did not write and do not read changes no format, so that one of them can be
+        // installed again. Nothing is written when it is there.
+        return db.execute_batch(LATER_TABLES).map_err(JournalError::Write);
     }
     let write = || -> rusqlite::Result<()> {
         let tx = db.unchecked_transaction()?;
         tx.execute_batch(TABLES)?;
+        tx.execute_batch(LATER_TABLES)?;
         tx.pragma_update(None, "user_version", FORMAT)?;
         tx.commit()
     };
@@ -93,17 +113,22 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Makes the file readable by its owner only before SQLite would make it readable by all.
+/// Makes the file readable by its owner only before SQLite would make it readable by all. One that is there
+/// and cannot be opened for writing may still be read.
 pub(super) fn make_private(path: &Path) -> std::io::Result<()> {
-    std::fs::OpenOptions::new()
+    let made = std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
-        .open(path)
-        .map(drop)
+        .open(path);
+    match made {
+        Err(error) if !path.is_file() => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
-/// Moves a damaged file and its companions aside; the one from the time before is overwritten.
+/// Moves a damaged file aside and removes its companions; the one from the time before is overwritten, so that
+/// damage never fills the disk.
 pub(super) fn move_aside(path: &Path) -> std::io::Result<PathBuf> {
     let with = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();

@@ -43,7 +43,7 @@ impl Device {
         let services = BTreeMap::from([(key("web"), web), (key("db"), &[][..])]);
         let closed = self
             .permission
-            .closed(&services, now.parse().unwrap(), now_ms);
+            .closed_of(&services, now.parse().unwrap(), now_ms);
         let of = |service: &str| {
             closed.get(&key(service)).map_or_else(
                 || "open".to_owned(),
@@ -163,7 +163,7 @@ fn the_reason_is_in_words() {
     let detail = |device: &Device| {
         let closed = device
             .permission
-            .closed(&services, NOON.parse().unwrap(), 0);
+            .closed_of(&services, NOON.parse().unwrap(), 0);
         closed[&key("web")].detail.clone()
     };
     assert_eq!(

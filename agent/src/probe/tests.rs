@@ -13,7 +13,6 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::engine::Operation;
 use crate::engine::docker::DockerEngine;
-use crate::policy::Policy;
 
 /// Generous: each of these tests needs well under a second.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -34,7 +33,7 @@ fn trial(id: &str, value: &Value) -> Trial {
 
 /// No engine: HTTP and TCP probes need none.
 fn no_engine() -> DockerEngine {
-    DockerEngine::new(Path::new("/no/engine.sock"), Policy::unrestricted())
+    DockerEngine::looking(Path::new("/no/engine.sock"))
 }
 
 /// Answers each connection with the next of these texts, the last one for ever; gives its port and

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_plan::{Plan, Retry};
+use holdfast_plan::{Plan, PullReason, Retry};
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::time::Timestamp;
 
@@ -23,11 +23,18 @@ struct Failure {
     code: &'static str,
 }
 
+/// A way back that cannot be fetched, and an image that cannot be removed, hold nobody up: from a minute up
+/// to an hour later.
+const QUIET_MIN_MS: u64 = 60_000;
+const QUIET_MAX_MS: u64 = 3_600_000;
+
 /// Failures by service and by image; bounded by what the target names.
 pub(super) struct Failures {
     seed: u64,
     steps: BTreeMap<ServiceKey, Failure>,
     pulls: BTreeMap<String, Failure>,
+    images: BTreeMap<String, Failure>,
+    outgrown: BTreeMap<String, u64>,
 }
 
 impl Failures {
@@ -36,12 +43,15 @@ impl Failures {
             seed,
             steps: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            images: BTreeMap::new(),
+            outgrown: BTreeMap::new(),
         }
     }
 
     pub(super) fn clear(&mut self) {
         self.steps.clear();
         self.pulls.clear();
+        self.images.clear();
     }
 
     /// Notes a failed step; gives how often it failed in a row.
@@ -67,15 +77,41 @@ impl Failures {
         }
     }
 
+    /// Notes that an image could not be named or removed; gives how often that was so in a row.
+    pub(super) fn image_failed(&mut self, name: &str, error: &str, now_ms: u64) -> u32 {
+        let fresh = Failure::new(QUIET_MIN_MS, QUIET_MAX_MS, self.seed);
+        let failure = self.images.entry(name.to_owned()).or_insert(fresh);
+        failure.note("image", error, now_ms)
+    }
+
+    pub(super) fn image_succeeded(&mut self, name: &str) {
+        self.images.remove(name);
+    }
+
+    /// Notes that a pull was cut off because it would have filled the disk.
+    pub(super) fn outgrew(&mut self, image: &str, free_before: u64) {
+        self.outgrown.insert(image.to_owned(), free_before);
+    }
+
     /// Notes a failed pull; gives how often it failed in a row.
-    pub(super) fn pull_failed(&mut self, image: &str, error: &str, now_ms: u64) -> u32 {
-        let fresh = Failure::new(PULL_MIN_MS, PULL_MAX_MS, self.seed);
+    pub(super) fn pull_failed(
+        &mut self,
+        image: &str,
+        why: PullReason,
+        error: &str,
+        now_ms: u64,
+    ) -> u32 {
+        let fresh = match why {
+            PullReason::Update => Failure::new(PULL_MIN_MS, PULL_MAX_MS, self.seed),
+            PullReason::WayBack => Failure::new(QUIET_MIN_MS, QUIET_MAX_MS, self.seed),
+        };
         let failure = self.pulls.entry(image.to_owned()).or_insert(fresh);
         failure.note("pull", error, now_ms)
     }
 
     pub(super) fn pull_succeeded(&mut self, image: &str) {
         self.pulls.remove(image);
+        self.outgrown.remove(image);
     }
 
     /// Forgets the failures of services that are at peace.
@@ -94,6 +130,16 @@ impl Failures {
         let retry =
             |(key, failure): (&ServiceKey, &Failure)| (key.clone(), failure.retry(now, now_ms));
         self.steps.iter().map(retry).collect()
+    }
+
+    pub(super) fn images(&self, now: Timestamp, now_ms: u64) -> BTreeMap<String, Retry> {
+        let retry =
+            |(name, failure): (&String, &Failure)| (name.clone(), failure.retry(now, now_ms));
+        self.images.iter().map(retry).collect()
+    }
+
+    pub(super) fn outgrown(&self) -> &BTreeMap<String, u64> {
+        &self.outgrown
     }
 
     pub(super) fn pulls(&self, now: Timestamp, now_ms: u64) -> BTreeMap<String, Retry> {

@@ -94,17 +94,28 @@ fn with_engine(mut view: View, info: Option<&EngineInfo>) -> View {
 
 fn status(sight: &Sight<'_>) -> UpdateStatus {
     let plan = sight.plan;
-    if plan.is_converged() && !sight.pulling {
+    // A way back that is missing takes nothing from what runs.
+    let beside = |hold: &Hold| matches!(hold, Hold::NoWayBack { .. });
+    let all_is_done = plan.steps.is_empty() && plan.holds.iter().all(beside);
+    if all_is_done && !sight.pulling {
         return UpdateStatus::Converged;
     }
     let on_its_way = |hold: &Hold| match hold {
-        Hold::Verifying { .. } | Hold::Removing { .. } => true,
+        Hold::Verifying { .. }
+        | Hold::Removing { .. }
+        | Hold::Waiting { .. }
+        | Hold::NetworkAway { .. } => true,
         Hold::Rejected { .. }
+        | Hold::NoSpace { .. }
+        | Hold::NoWayBack { .. }
         | Hold::PullFailed { .. }
         | Hold::StepFailed { .. }
         | Hold::Unresolved { .. }
         | Hold::UnsupportedPlatform { .. }
-        | Hold::WrongImage { .. } => false,
+        | Hold::WrongImage { .. }
+        | Hold::Refused { .. }
+        | Hold::Closed { .. }
+        | Hold::Stranger { .. } => false,
     };
     if sight.pulling || !plan.steps.is_empty() || plan.holds.iter().all(on_its_way) {
         UpdateStatus::Applying
@@ -168,6 +179,8 @@ fn service(sight: &Sight<'_>, key: &ServiceKey, target: Option<&ServiceTarget>) 
         verified: container
             .zip(last_good)
             .is_some_and(|(container, good)| container.is(good)),
+        rollback_ready: history
+            .and_then(|history| holdfast_plan::rollback_ready(sight.observed, history)),
         rejected: rejected.map(|rejected| RejectedReport {
             image: rejected.image.clone(),
             reason: rejected.reason.clone(),

@@ -4,7 +4,7 @@ use super::{HealthTest, NetworkMode, ServiceSpec};
 use crate::problem::{FieldError, Pointer};
 
 /// Every field a service may have, with what it holds: for the API's document and for messages.
-pub const FIELDS: [(&str, &str); 45] = [
+pub const FIELDS: [(&str, &str); 46] = [
     ("image", "image reference"),
     ("command", "text or list of text"),
     ("entrypoint", "text or list of text"),
@@ -56,6 +56,10 @@ pub const FIELDS: [(&str, &str); 45] = [
     ("runtime", "runtime name"),
     ("secrets", "list of source, target, uid, gid, mode, content"),
     ("configs", "list of source, target, uid, gid, mode, content"),
+    (
+        "x-holdfast",
+        "how it is updated: strategy, handover_timeout, sandbox, soak, probe, windows, priority",
+    ),
     // Read by the operator's CLI, which writes the variables into `environment`.
     (
         "env_file",
@@ -80,6 +84,9 @@ impl ServiceSpec {
         self.check_names(at, errors);
         self.check_network(at, errors);
         self.check_amounts(at, errors);
+        if let Some(options) = &self.holdfast {
+            options.check(!self.ports.is_empty(), &at.member("x-holdfast"), errors);
+        }
         let lists = [
             ("environment", self.environment.len()),
             ("ports", self.ports.len()),

@@ -46,6 +46,13 @@ ipc: private
 runtime: runc
 secrets: [{source: key, target: /run/secrets/key, mode: 256, content: s3cret}]
 configs: [{source: app.conf, content: "a=1"}]
+x-holdfast:
+  strategy: kill-then-download
+  sandbox: false
+  soak: 30s
+  probe: {http: {port: 8080, path: /health}, interval: 2s}
+  windows: [{days: [sat, sun], start: "22:00", end: "04:00", timezone: Europe/Berlin}]
+  priority: 10
 x-note: anything
 "#;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{TargetInput, TargetState};
 use crate::id::{AppId, ServiceId, ServiceName};
 use crate::problem::{FieldError, Pointer};
-use crate::spec::{NetworkMode, Port, ServiceSpec};
+use crate::spec::{NetworkMode, Port, ServiceSpec, Strategy};
 
 /// The most services one device may be given: an engine with more spends minutes on a look.
 const MAX_SERVICES: usize = 512;
@@ -134,6 +134,40 @@ fn check_app(app: &SeenApp<'_>, errors: &mut Vec<FieldError>) {
         service.spec.check(&service.at.member("config"), errors);
     }
     check_links(app, &names, errors);
+    check_lenders(app, errors);
+}
+
+/// A network can be lent only by a service that has one of its own, for as long as it runs.
+fn check_lenders(app: &SeenApp<'_>, errors: &mut Vec<FieldError>) {
+    for service in &app.services {
+        let Some(NetworkMode::Service(name)) = &service.spec.network_mode else {
+            continue;
+        };
+        let Some(lender) = app.services.iter().find(|lender| lender.name == name) else {
+            continue;
+        };
+        let at = service.at.member("config");
+        let own_network = matches!(lender.spec.network_mode, None | Some(NetworkMode::Bridge));
+        if !own_network {
+            let detail = format!("`{name}` has no network of its own to lend");
+            errors.push(at.member("network_mode").error(detail));
+        }
+        if lender.spec.strategy() == Strategy::HandOver {
+            let detail = format!(
+                "`{name}` hands over from one container to another, each with its own network"
+            );
+            errors.push(at.member("network_mode").error(detail));
+        }
+        let borrowed = [
+            ("hostname", service.spec.hostname.is_some()),
+            ("dns", !service.spec.dns.is_empty()),
+            ("extra_hosts", !service.spec.extra_hosts.is_empty()),
+        ];
+        for (field, _) in borrowed.into_iter().filter(|(_, given)| *given) {
+            let detail = format!("belongs to the network, which is `{name}`'s: set it there");
+            errors.push(at.member(field).error(detail));
+        }
+    }
 }
 
 /// The services that one service needs to exist first.

@@ -138,6 +138,61 @@ fn services_that_wait_for_each_other_are_refused() {
 }
 
 #[test]
+fn only_a_service_with_a_lasting_network_can_lend_it() {
+    let of = |lender: &str, borrower: &str| {
+        let body = app(&format!(
+            r#"{{"serviceId":1,"serviceName":"a","imageName":"x","config":{{{lender}}}}},
+               {{"serviceId":2,"serviceName":"b","imageName":"x",
+                 "config":{{"network_mode":"service:a"{borrower}}}}}"#
+        ));
+        errors(&body)
+    };
+    let at = "/apps/1/services/1/config";
+    assert_eq!(of("", ""), [] as [String; 0]);
+    assert_eq!(
+        of(r#""network_mode":"host""#, ""),
+        [format!(
+            "{at}/network_mode: `a` has no network of its own to lend"
+        )]
+    );
+    assert_eq!(
+        of(r#""x-holdfast":{"strategy":"hand-over"}"#, ""),
+        [format!(
+            "{at}/network_mode: `a` hands over from one container to another, each with its own network"
+        )]
+    );
+    assert_eq!(
+        of("", r#","hostname":"me""#),
+        [format!(
+            "{at}/hostname: belongs to the network, which is `a`'s: set it there"
+        )]
+    );
+}
+
+#[test]
+fn what_cannot_be_done_to_a_service_is_refused_by_name() {
+    let of = |config: &str| {
+        errors(&app(&format!(
+            r#"{{"serviceId":1,"serviceName":"a","imageName":"x","config":{{{config}}}}}"#
+        )))
+    };
+    let at = "/apps/1/services/0/config/x-holdfast";
+    let hand_over = r#""ports":["80:80"],"x-holdfast":{"strategy":"hand-over"}"#;
+    assert!(of(hand_over)[0].starts_with(&format!("{at}/strategy: hand-over runs two")));
+    assert_eq!(
+        of(r#""x-holdfast":{"handover_timeout":"20s"}"#),
+        [format!(
+            "{at}/handover_timeout: only means something with strategy hand-over"
+        )]
+    );
+    assert_eq!(
+        of(r#""x-holdfast":{"priority":5000}"#),
+        [format!("{at}/priority: write -1000 to 1000")]
+    );
+    assert!(of(r#""x-holdfast":{"strategi":"hand-over"}"#)[0].contains("strategi"));
+}
+
+#[test]
 fn a_device_is_given_at_most_so_many_services() {
     let services: Vec<String> = (0..513)
         .map(|n| format!(r#"{{"serviceId":{n},"serviceName":"s{n}","imageName":"x"}}"#))

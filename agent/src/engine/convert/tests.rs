@@ -31,20 +31,39 @@ fn service(config: &Value) -> ServiceTarget {
     target.services().next().unwrap().1.clone()
 }
 
-fn body(config: &Value) -> Result<Value, Unsupported> {
-    let service = service(config);
-    let key = ServiceKey {
+fn key() -> ServiceKey {
+    ServiceKey {
         app: "1001".parse().unwrap(),
         service: "web".parse().unwrap(),
-    };
-    let body = create_body(&NewContainer {
+    }
+}
+
+/// What an engine of 2020 with Docker's API gets.
+const AROUND: (usize, usize) = (1, 41);
+
+fn body_with(
+    config: &Value,
+    network: NewNetwork<'_>,
+    api_version: (usize, usize),
+) -> Result<Value, Unsupported> {
+    let service = service(config);
+    let new = NewContainer {
         device: &DeviceId::from_random([1; 16]),
-        key: &key,
+        key: &key(),
         name: "web-1001-g7",
         generation: 7,
         service: &service,
-    })?;
-    Ok(serde_json::to_value(body).unwrap())
+        network,
+    };
+    let around = Surroundings {
+        api_version,
+        runtime_dir: Path::new("/run/holdfast"),
+    };
+    Ok(serde_json::to_value(create_body(&new, around)?).unwrap())
+}
+
+fn body(config: &Value) -> Result<Value, Unsupported> {
+    body_with(config, NewNetwork::Own(&[]), AROUND)
 }
 
 /// The engine's fields that differ from those of an empty spec.
@@ -251,19 +270,175 @@ fn the_rest_of_a_spec_reaches_the_engine() {
     }
 }
 
+#[test]
+fn the_first_network_is_joined_at_once_under_all_names() {
+    let networks = [
+        (
+            "1001_back-x".to_owned(),
+            vec!["web".to_owned(), "api".to_owned()],
+        ),
+        ("1001_front-x".to_owned(), vec!["web".to_owned()]),
+    ];
+    let body = body_with(&json!({}), NewNetwork::Own(&networks), AROUND).unwrap();
+    assert_eq!(body["HostConfig"]["NetworkMode"], "1001_back-x");
+    assert_eq!(
+        body["NetworkingConfig"]["EndpointsConfig"],
+        json!({ "1001_back-x": { "Aliases": ["web", "api"] } })
+    );
+}
+
+#[test]
+fn in_a_shared_network_the_others_settings_count() {
+    let config = json!({
+        "hostname": "h", "dns": "1.1.1.1", "extra_hosts": ["a:1.2.3.4"], "ports": ["80:80"],
+        "sysctls": { "net.core.somaxconn": 1, "kernel.shmmax": 2 },
+    });
+    let mut shared = body_with(&config, NewNetwork::Shared("c0ffee"), AROUND).unwrap();
+    let host = shared["HostConfig"].take();
+    assert_eq!(host["NetworkMode"], "container:c0ffee");
+    assert_eq!(host["Sysctls"], json!({ "kernel.shmmax": "2" }));
+    for (object, names) in [
+        (&host, &["Dns", "ExtraHosts", "PortBindings"][..]),
+        (&shared, &["Hostname", "ExposedPorts", "NetworkingConfig"]),
+    ] {
+        for name in names {
+            assert_eq!(object.get(name), None, "{name}");
+        }
+    }
+    let own = body(&config).unwrap();
+    assert_eq!(own["Hostname"], "h");
+    assert_eq!(own["HostConfig"]["Sysctls"].as_object().unwrap().len(), 2);
+}
+
+#[test]
+fn a_sandbox_holds_the_network_half_and_may_do_nothing() {
+    let config = json!({
+        "ports": ["8080:80"], "hostname": "h", "dns": "1.1.1.1", "extra_hosts": ["a:1.2.3.4"],
+        "sysctls": { "net.core.somaxconn": 1, "kernel.shmmax": 2 },
+    });
+    let service = service(&config);
+    let spec = holdfast_plan::SandboxSpec::of(&service.service_name, &service.config);
+    let networks = [("1001_default-x".to_owned(), vec!["web".to_owned()])];
+    let new = NewSandbox {
+        device: &DeviceId::from_random([1; 16]),
+        key: &key(),
+        name: "web-1001-net-g7",
+        generation: 7,
+        spec: &spec,
+        networks: &networks,
+    };
+    let body = serde_json::to_value(sandbox_body(&new)).unwrap();
+    assert_eq!(body["Image"], sandbox::IMAGE);
+    assert_eq!(body["Hostname"], "h");
+    assert_eq!(body["ExposedPorts"], json!({ "80/tcp": {} }));
+    assert_eq!(body["Labels"][labels::SANDBOX_HASH], spec.hash());
+    let host = &body["HostConfig"];
+    for (name, value) in [
+        ("RestartPolicy", json!({ "Name": "no" })),
+        ("NetworkMode", json!("1001_default-x")),
+        (
+            "PortBindings",
+            json!({ "80/tcp": [{ "HostPort": "8080" }] }),
+        ),
+        ("Dns", json!(["1.1.1.1"])),
+        ("ExtraHosts", json!(["a:1.2.3.4"])),
+        ("Sysctls", json!({ "net.core.somaxconn": "1" })),
+        ("CapDrop", json!(["ALL"])),
+        ("SecurityOpt", json!(["no-new-privileges"])),
+        ("ReadonlyRootfs", json!(true)),
+        ("LogConfig", json!({ "Type": "none" })),
+    ] {
+        assert_eq!(host[name], value, "{name}");
+    }
+    let written: HashMap<String, String> = serde_json::from_value(body["Labels"].clone()).unwrap();
+    let own = labels::read(&written).unwrap();
+    assert_eq!(own.sandbox_hash, Some(spec.hash()));
+    assert_eq!((own.key, own.generation), (key(), 7));
+}
+
+#[test]
+fn secrets_are_read_only_files_that_no_engine_makes_up() {
+    let host = host(&json!({
+        "secrets": [{ "source": "key", "content": "hunter2" },
+                    { "source": "cert", "target": "/etc/cert", "content": "c" }],
+        "configs": [{ "source": "app.conf", "content": "x" }],
+    }));
+    assert!(!host.to_string().contains("hunter2"));
+    assert_eq!(
+        host.get("Binds"),
+        None,
+        "short binds make missing files as folders"
+    );
+    let mounts = host["Mounts"].as_array().unwrap();
+    let targets: Vec<&str> = mounts.iter().filter_map(|m| m["Target"].as_str()).collect();
+    assert_eq!(targets, ["/run/secrets/key", "/etc/cert", "/app.conf"]);
+    for mount in mounts {
+        assert_eq!(
+            (&mount["Type"], &mount["ReadOnly"]),
+            (&json!("bind"), &json!(true))
+        );
+        let source = mount["Source"].as_str().unwrap();
+        assert!(
+            source.starts_with("/run/holdfast/files/1001/web/"),
+            "{source}"
+        );
+    }
+}
+
+#[test]
+fn resources_change_only_where_they_differ() {
+    let now = Amounts {
+        memory: 64 << 20,
+        pids: 10,
+        ..Amounts::default()
+    };
+    let update = |wanted| serde_json::to_value(amounts_body(now, wanted, 2)).unwrap();
+    assert_eq!(update(now), json!({}));
+    let more = Amounts {
+        memory: 128 << 20,
+        ..now
+    };
+    assert_eq!(
+        update(more),
+        json!({ "Memory": 128 << 20, "MemorySwap": 256 << 20 })
+    );
+    let cpus = Amounts {
+        nano_cpus: 500_000_000,
+        ..now
+    };
+    assert_eq!(update(cpus), json!({ "NanoCpus": 500_000_000 }));
+    let none = update(Amounts::default());
+    assert_eq!(none["PidsLimit"], UNLIMITED);
+    assert_eq!(none["Memory"], NO_MEMORY_LIMIT);
+    let unlimited = amounts_body(cpus, Amounts::default(), 2).nano_cpus;
+    assert!(unlimited.is_some_and(|nanos| is_no_cpu_limit(nanos.unsigned_abs())));
+}
+
+#[test]
+fn a_start_interval_reaches_engines_that_know_it() {
+    let config = json!({ "healthcheck": { "start_interval": "1s" } });
+    let made = body_with(&config, NewNetwork::Own(&[]), (1, 44)).unwrap();
+    assert_eq!(made["Healthcheck"]["StartInterval"], 1_000_000_000);
+    let refused = body_with(&config, NewNetwork::Own(&[]), (1, 43)).unwrap_err();
+    assert!(refused.to_string().contains("healthcheck.start_interval"));
+    assert!(refused.to_string().contains("1.43"), "{refused}");
+}
+
 /// A field added to the spec must be applied, or refused here by name: this list is all there is.
 #[test]
 fn a_field_that_is_not_applied_is_refused_by_name() {
     for (config, field) in [
-        (json!({ "networks": ["back"] }), "networks"),
-        (json!({ "network_mode": "service:web2" }), "network_mode"),
         (
-            json!({ "secrets": [{ "source": "a", "content": "b" }] }),
-            "secrets",
+            json!({ "networks": { "back": { "ipv4_address": "10.0.0.2" } } }),
+            "networks.back.ipv4_address",
         ),
         (
-            json!({ "configs": [{ "source": "a", "content": "b" }] }),
-            "configs",
+            json!({ "network_mode": "service:web2", "hostname": "h" }),
+            "hostname",
+        ),
+        (
+            json!({ "network_mode": "service:web2", "sysctls": { "net.a": 1 } }),
+            "sysctls",
         ),
         (
             json!({ "healthcheck": { "start_interval": "1s" } }),
@@ -274,18 +449,17 @@ fn a_field_that_is_not_applied_is_refused_by_name() {
             "deploy.resources.reservations",
         ),
     ] {
-        let mut spec: ServiceSpec = serde_json::from_value(config).unwrap();
-        let refused = refuse_unapplied(&spec).unwrap_err();
-        assert!(refused.to_string().contains(field), "{refused}");
-        spec.labels.clear();
+        let spec: ServiceSpec = serde_json::from_value(config).unwrap();
+        let refused = refuse_unapplied(&spec, AROUND).unwrap_err();
+        assert!(refused.field.contains(field), "{refused}");
     }
     let mut spec = ServiceSpec::default();
     spec.labels
         .insert("io.holdfast.app".to_owned(), "x".to_owned());
-    assert_eq!(refuse_unapplied(&spec).unwrap_err().field, "labels");
+    assert_eq!(refuse_unapplied(&spec, AROUND).unwrap_err().field, "labels");
     let known = holdfast_proto::spec::FIELDS.len();
     assert_eq!(
-        known, 45,
+        known, 46,
         "a field came or went: apply it in convert.rs or refuse it there"
     );
 }

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use holdfast_proto::image::{Digest, Platform};
 
 use super::{DockerEngine, READ_TIMEOUT, absent_is_none, fault};
-use crate::engine::{EngineError, Operation};
+use crate::engine::{EngineError, Operation, labels};
 
 /// A running container, whoever made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl DockerEngine {
             };
             let config = found.config.unwrap_or_default();
             let state = found.state.and_then(|state| state.status);
-            let labels = config.labels.unwrap_or_default();
+            let own = config.labels.unwrap_or_default();
             let image = match &found.image {
                 Some(image) => self.local_image(image).await?,
                 None => None,
@@ -70,7 +70,9 @@ impl DockerEngine {
                     .to_owned(),
                 reference: config.image.unwrap_or_default(),
                 state: state.map(|state| state.to_string()).unwrap_or_default(),
-                is_sandbox: labels.get(ROLE).is_some_and(|role| role == SANDBOX_ROLE),
+                is_sandbox: own
+                    .get(labels::ROLE)
+                    .is_some_and(|role| role == labels::SANDBOX_ROLE),
                 image,
                 id,
             });
@@ -146,10 +148,6 @@ impl DockerEngine {
         }
     }
 }
-
-/// The label and its value on containers that only hold a network.
-const ROLE: &str = "io.holdfast.role";
-const SANDBOX_ROLE: &str = "sandbox";
 
 /// A log could not be shown.
 #[derive(Debug, thiserror::Error)]

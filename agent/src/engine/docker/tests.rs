@@ -1,7 +1,14 @@
 //! Facts about reading what an engine answers.
 
-use bollard::models::ProgressDetail;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
+use bollard::models::{ContainerInspectResponse, CreateImageInfo, ProgressDetail};
+use holdfast_plan::Published;
+use holdfast_proto::spec::Protocol;
+
+use super::image::progressed;
+use super::read::container;
 use super::*;
 
 fn refused(operation: Operation, status: u16) -> EngineError {
@@ -19,6 +26,64 @@ fn refusals_are_told_from_an_engine_that_is_away() {
     assert!(fault(Operation::List, DockerError::RequestTimeoutError).is_engine_away());
     let socket = DockerError::SocketNotFoundError("/x".to_owned());
     assert!(fault(Operation::List, socket).is_engine_away());
+}
+
+#[test]
+fn an_engine_of_another_version_is_away_until_a_version_is_agreed_on_again() {
+    for words in [
+        "client version 1.50 is too new. Maximum supported API version is 1.41",
+        "client version 1.41 is too old. Minimum supported API version is 1.44",
+    ] {
+        let error = DockerError::DockerResponseServerError {
+            status_code: 400,
+            message: words.to_owned(),
+        };
+        let error = fault(Operation::Create, error);
+        assert!(error.is_engine_away() && !error.is_final(), "{error}");
+        assert!(crate::fault::chain(&error).contains(words));
+    }
+}
+
+#[test]
+fn events_of_other_devices_containers_do_not_count() {
+    let device = DeviceId::from_random([1; 16]);
+    let event = |json: String| serde_json::from_str::<EventMessage>(&json).unwrap();
+    let of = |device: &str| {
+        event(format!(
+            r#"{{"Type":"container","Action":"die","Actor":{{"Attributes":{{"io.holdfast.device":"{device}"}}}}}}"#
+        ))
+    };
+    assert!(may_concern(&device, &of(&device.to_string())));
+    assert!(!may_concern(&device, &of("another")));
+    assert!(may_concern(
+        &device,
+        &event(r#"{"Type":"network","Action":"disconnect"}"#.to_owned())
+    ));
+}
+
+#[test]
+fn podman_is_told_by_its_component_and_described_as_the_agent_acts() {
+    let version = |name: &str| {
+        let text = format!(r#"{{"Components":[{{"Name":"{name}","Version":"4.3.1"}}]}}"#);
+        dialect(&serde_json::from_str(&text).unwrap())
+    };
+    assert_eq!(version("Podman Engine"), Dialect::Podman);
+    assert_eq!(version("Engine"), Dialect::Docker);
+    let found = |state: &str, more: &str| {
+        let json = format!(
+            r#"{{"Id":"c1","State":{{"Status":"{state}"}},"HostConfig":{{"RestartPolicy":{{"Name":"no"}},
+                "NetworkMode":"container:c0"}},"NetworkSettings":{{"Networks":{{"n":{{"NetworkID":"n"}}}}}},
+                "Config":{{"Labels":{{"io.holdfast.app":"1","io.holdfast.service":"web",
+                "io.holdfast.restart":"unless-stopped"{more}}}}}}}"#
+        );
+        container(serde_json::from_str(&json).unwrap(), Dialect::Podman).unwrap()
+    };
+    let running = found("running", "");
+    assert_eq!(running.restart, RestartPolicy::UnlessStopped);
+    assert_eq!(running.networks.len(), 0, "they are the other container's");
+    assert_eq!(found("exited", "").restart, RestartPolicy::No);
+    let sandbox = found("running", r#","io.holdfast.role":"sandbox""#);
+    assert_eq!(sandbox.restart, RestartPolicy::Always);
 }
 
 #[test]
@@ -83,14 +148,14 @@ fn containers_are_described_in_our_words() {
             "Config":{"Labels":{"a":"b"}}}"#,
     )
     .unwrap();
-    let found = container(found).unwrap();
+    let found = container(found, Dialect::Docker).unwrap();
     assert_eq!(found.name, "web");
     assert_eq!(found.state, ContainerState::Exited { code: 137 });
     assert_eq!(found.restart, RestartPolicy::OnFailure(Some(3)));
     assert_eq!(found.restart_count, 2);
     assert!(found.oom_killed);
     assert_eq!(found.labels["a"], "b");
-    assert!(container(ContainerInspectResponse::default()).is_err());
+    assert!(container(ContainerInspectResponse::default(), Dialect::Docker).is_err());
 }
 
 #[test]
@@ -109,7 +174,7 @@ fn the_restart_policy_survives_the_journey_to_the_engine_and_back() {
 }
 
 fn inspected(json: &str) -> EngineContainer {
-    container(serde_json::from_str(json).unwrap()).unwrap()
+    container(serde_json::from_str(json).unwrap(), Dialect::Docker).unwrap()
 }
 
 #[test]
@@ -146,6 +211,68 @@ fn a_health_check_that_cannot_run_is_told_from_one_that_says_no() {
     assert_eq!(fault(1, "no such file or directory"), None);
     assert_eq!(fault(0, ""), None);
     assert_eq!(inspected(r#"{"Id":"c1"}"#).probe_error, None);
+}
+
+#[test]
+fn what_an_engine_writes_for_none_is_none() {
+    for json in [
+        r#"{"Id":"c1","HostConfig":{"Memory":0,"MemoryReservation":-1,"NanoCpus":0,"PidsLimit":null}}"#,
+        r#"{"Id":"c1","HostConfig":{"Memory":4611686018427387904,"NanoCpus":3999999999,"PidsLimit":-1}}"#,
+        r#"{"Id":"c1"}"#,
+    ] {
+        assert_eq!(inspected(json).amounts, Amounts::default(), "{json}");
+    }
+    let found = inspected(
+        r#"{"Id":"c1","HostConfig":{"Memory":64,"MemoryReservation":32,"NanoCpus":5,"PidsLimit":7}}"#,
+    );
+    let expected = Amounts {
+        memory: 64,
+        memory_reservation: 32,
+        nano_cpus: 5,
+        pids: 7,
+    };
+    assert_eq!(found.amounts, expected);
+}
+
+#[test]
+fn ports_are_published_where_the_device_forwards_them() {
+    let found = inspected(
+        r#"{"Id":"c1","NetworkSettings":{"Ports":{"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},
+            {"HostIp":"::","HostPort":"8080"}],"53/udp":[{"HostPort":"53"}],"90/tcp":null}}}"#,
+    );
+    let published = |target, protocol, host| Published {
+        target,
+        protocol,
+        host,
+    };
+    let expected = [
+        published(53, Protocol::Udp, 53),
+        published(80, Protocol::Tcp, 8080),
+    ];
+    assert_eq!(found.published, BTreeSet::from(expected));
+}
+
+#[test]
+fn connections_are_told_with_their_names() {
+    let found = inspected(
+        r#"{"Id":"c1","Image":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "HostConfig":{"NetworkMode":"container:c0ffee"},
+            "NetworkSettings":{"Networks":{"n":{"NetworkID":"","Aliases":null,"IPAddress":""},
+                "m":{"NetworkID":"m1","Aliases":["web"],"IPAddress":"10.0.0.2"}}}}"#,
+    );
+    assert_eq!(found.shares.as_deref(), Some("c0ffee"));
+    assert!(found.image_id.is_some());
+    assert_eq!(
+        found.networks["n"],
+        super::super::EngineAttachment::default()
+    );
+    let joined = &found.networks["m"];
+    assert_eq!(joined.network_id, "m1");
+    assert!(joined.aliases.contains("web"));
+    assert_eq!(
+        joined.address.map(|ip| ip.to_string()).as_deref(),
+        Some("10.0.0.2")
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Owns the judgement of what a container is given of the device's files: mounts and device files.
 
+use std::path::Path;
+
 use bollard::models::{
     DeviceMapping, Mount, MountBindOptions, MountTmpfsOptions, MountType, MountVolumeOptions,
 };
@@ -56,7 +58,12 @@ pub(super) fn bind(rules: &Rules, text: &str, field: &str) -> Result<(), Refusal
 }
 
 /// Judges a mount in the engine's long form.
-pub(super) fn mount(rules: &Rules, mount: &Mount, field: &str) -> Result<(), Refusal> {
+pub(super) fn mount(
+    rules: &Rules,
+    mount: &Mount,
+    own_files: Option<&Path>,
+    field: &str,
+) -> Result<(), Refusal> {
     let Mount {
         target: _,
         source,
@@ -90,6 +97,13 @@ pub(super) fn mount(rules: &Rules, mount: &Mount, field: &str) -> Result<(), Ref
             of_other_kind(&[no_volume, no_image, no_tmpfs])?;
             if let Some(options) = bind_options {
                 bind_mount_options(options, field)?;
+            }
+            let own = source
+                .and_then(clean_path)
+                .zip(own_files)
+                .is_some_and(|(path, own)| Path::new(&path).starts_with(own));
+            if own && *read_only == Some(true) {
+                return Ok(());
             }
             bind_source(
                 rules,

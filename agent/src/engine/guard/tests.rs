@@ -41,17 +41,24 @@ fn target(config: &Value) -> TargetState {
         .unwrap_or_else(|fault| panic!("{config}: {fault:?}"))
 }
 
+const RUNTIME_DIR: &str = "/run/holdfast";
+
 fn body_of(config: &Value) -> ContainerCreateBody {
     let target = target(config);
     let (key, service) = target.services().next().unwrap();
-    convert::create_body(&NewContainer {
+    let around = convert::Surroundings {
+        api_version: convert::NEWEST_API,
+        runtime_dir: Path::new(RUNTIME_DIR),
+    };
+    let new = NewContainer {
         device: &DEVICE.parse().unwrap(),
         key: &key,
         name: "web-1001-g7",
         generation: 7,
         service,
-    })
-    .unwrap()
+        network: NewNetwork::Own(&[]),
+    };
+    convert::create_body(&new, around).unwrap()
 }
 
 /// The body of a plain service with one member set, named by its path.
@@ -477,6 +484,7 @@ fn nothing_below_proc_is_below_anything() {
 fn a_container_may_join_only_what_was_made_for_it() {
     let policy = policy(STRICT);
     let ours = Ours {
+        files: None,
         containers: &["c1"],
         networks: &["app-net"],
         own_image: false,
@@ -594,8 +602,11 @@ fn only_a_plain_bridge_is_made() {
 
 #[test]
 fn a_target_says_of_each_service_why_it_is_held() {
-    let refused =
-        |config: Value| refusals(&policy(STRICT), &DEVICE.parse().unwrap(), &target(&config));
+    let refused = |config: Value| {
+        let device = DEVICE.parse().unwrap();
+        let folder = Path::new(RUNTIME_DIR);
+        refusals(&policy(STRICT), &device, &target(&config), folder)
+    };
     let found = refused(json!({ "privileged": true }));
     let (key, why) = found.first_key_value().unwrap();
     assert_eq!(key.to_string(), "1001/web");

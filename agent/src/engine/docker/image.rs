@@ -1,0 +1,173 @@
+//! Owns images: looking, pulling, naming, removing, and making the one that sandboxes run.
+//!
+//! Refuses to wait for a pull that stands still; its caller says for how long.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bollard::models::{BuildInfo, CreateImageInfo};
+use bollard::query_parameters::{
+    CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions,
+};
+use futures_util::StreamExt as _;
+use holdfast_proto::image::Platform;
+
+use super::{
+    CHANGE_TIMEOUT, DockerEngine, DockerError, READ_TIMEOUT, absent_is_none, bounded, fault,
+};
+use crate::engine::convert::Unsupported;
+use crate::engine::{EngineError, EngineImage, Operation, StoredImage, sandbox};
+use crate::fault::foreign;
+
+impl DockerEngine {
+    pub(super) async fn find_image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
+        let found = self
+            .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {
+                docker.inspect_image(name).await
+            })
+            .await;
+        let Some(image) = absent_is_none(found)? else {
+            return Ok(None);
+        };
+        let os = image.os.unwrap_or_else(|| "linux".to_owned());
+        let architecture = image.architecture.unwrap_or_default();
+        let descriptor = image.descriptor.and_then(|descriptor| descriptor.digest);
+        Ok(Some(EngineImage {
+            ids: [image.id, descriptor]
+                .into_iter()
+                .flatten()
+                .filter_map(|text| text.parse().ok())
+                .collect(),
+            platform: Platform::new(&os, &architecture, image.variant.as_deref()),
+        }))
+    }
+
+    pub(super) async fn pull_image(
+        &self,
+        pinned: &str,
+        platform: &Platform,
+        no_progress_ms: u64,
+    ) -> Result<(), EngineError> {
+        let docker = self.docker(Operation::Pull).await?;
+        let options = CreateImageOptions {
+            from_image: Some(pinned.to_owned()),
+            platform: platform.to_string(),
+            ..CreateImageOptions::default()
+        };
+        let stream = docker.create_image(Some(options), None, None);
+        let mut stream = std::pin::pin!(stream);
+        let mut layers = HashMap::new();
+        let patience = Duration::from_millis(no_progress_ms);
+        let mut deadline = tokio::time::Instant::now() + patience;
+        loop {
+            // Dropping the stream closes the connection, which cancels the pull.
+            let next = tokio::time::timeout_at(deadline, stream.next()).await;
+            match next.map_err(|_| EngineError::PullStalled { no_progress_ms })? {
+                None => return Ok(()),
+                Some(Ok(message)) => {
+                    if progressed(&mut layers, message) {
+                        deadline = tokio::time::Instant::now() + patience;
+                    }
+                }
+                Some(Err(DockerError::DockerStreamError { error })) => {
+                    return Err(EngineError::PullBroke {
+                        message: foreign(&error),
+                    });
+                }
+                Some(Err(error)) => return Err(self.noted(fault(Operation::Pull, error))),
+            }
+        }
+    }
+
+    /// Makes the image of sandboxes on the device itself: no registry, no network.
+    pub(super) async fn load_sandbox_image(&self) -> Result<(), EngineError> {
+        let version = self
+            .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
+                docker.version().await
+            })
+            .await?;
+        let os = version.os.unwrap_or_else(|| "linux".to_owned());
+        let platform = Platform::new(&os, &version.arch.unwrap_or_default(), None);
+        let archive = sandbox::image(&platform).map_err(Unsupported::from)?;
+        let docker = self.docker(Operation::LoadImage).await?;
+        let body = bollard::body_full(archive.into());
+        let load = async {
+            let mut stream =
+                std::pin::pin!(docker.import_image(ImportImageOptions::default(), body, None));
+            while let Some(message) = stream.next().await {
+                let BuildInfo { .. } = message?;
+            }
+            Ok(())
+        };
+        let loaded = bounded(Operation::LoadImage, CHANGE_TIMEOUT, load).await;
+        loaded.map_err(|error| self.noted(error))
+    }
+
+    pub(super) async fn list_images(&self) -> Result<Vec<StoredImage>, EngineError> {
+        let found = self
+            .call(Operation::ListImages, READ_TIMEOUT, |docker| async move {
+                docker.list_images(None::<ListImagesOptions>).await
+            })
+            .await?;
+        // What some engines write where there is no name.
+        let named = |names: Vec<String>| {
+            let is_name = |name: &String| !name.starts_with("<none>") && !name.ends_with("<none>");
+            names.into_iter().filter(is_name).collect()
+        };
+        Ok(found
+            .into_iter()
+            .map(|image| StoredImage {
+                id: image.id,
+                tags: named(image.repo_tags),
+                digests: named(image.repo_digests),
+                size_bytes: u64::try_from(image.size).unwrap_or(0),
+            })
+            .collect())
+    }
+
+    pub(super) async fn tag_image(&self, image: &str, name: &str) -> Result<(), EngineError> {
+        let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "latest"));
+        let options = TagImageOptions {
+            repo: Some(repository.to_owned()),
+            tag: Some(tag.to_owned()),
+        };
+        self.call(Operation::Tag, CHANGE_TIMEOUT, |docker| async move {
+            docker.tag_image(image, Some(options)).await
+        })
+        .await
+    }
+
+    pub(super) async fn remove_image_or_name(&self, image: &str) -> Result<(), EngineError> {
+        let options = RemoveImageOptions {
+            force: false,
+            ..RemoveImageOptions::default()
+        };
+        let outcome = self
+            .call(
+                Operation::RemoveImage,
+                CHANGE_TIMEOUT,
+                |docker| async move { docker.remove_image(image, Some(options), None).await },
+            )
+            .await;
+        absent_is_none(outcome).map(drop)
+    }
+}
+
+/// Whether a pull's message says that something moved. The engine repeats "Retrying in n seconds"
+/// while nothing does; its own retries end by themselves, and ours are longer.
+pub(super) fn progressed(
+    layers: &mut HashMap<String, (String, i64)>,
+    message: CreateImageInfo,
+) -> bool {
+    let status = message.status.unwrap_or_default();
+    if status.starts_with("Retrying") {
+        return false;
+    }
+    let current = message
+        .progress_detail
+        .and_then(|detail| detail.current)
+        .unwrap_or(0);
+    let seen = (status, current);
+    let before = layers.insert(message.id.unwrap_or_default(), seen.clone());
+    before != Some(seen)
+}

@@ -1,0 +1,238 @@
+//! The script's disturbances on a real engine of the lab, through its own socket.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use anyhow::Context as _;
+use holdfast_agent::engine::docker::DockerEngine;
+use holdfast_agent::policy::Policy;
+use holdfast_proto::image::{
+    ConfigDigest, Expected, IndexDigest, ManifestDigest, Pin, Platform, Resolution,
+    ResolutionStatus,
+};
+use holdfast_proto::target::ServiceTarget;
+use holdfast_proto::time::Timestamp;
+use holdfast_tests::docker::{Docker, encode};
+use holdfast_tests::engine::Engine;
+use holdfast_tests::images::{Image, Pushed};
+use holdfast_tests::place::Port;
+use holdfast_tests::registry::Registry;
+use http::Method;
+use serde_json::json;
+
+use crate::script::{Cast, Outside, Play, Row};
+
+/// A registry with the script's images, and what the script calls things.
+pub(crate) struct Scene {
+    pub(crate) cast: Cast,
+    _registry: Registry,
+    _ports: Vec<Port>,
+}
+
+/// Every image of the script.
+fn images() -> Vec<(&'static str, Image)> {
+    let check = |words: serde_json::Value| json!({ "Test": words, "Interval": 100_000_000, "Timeout": 1_000_000_000, "Retries": 2 });
+    let idle = |name: &str| Image::idle(name, name);
+    let stubborn = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
+    vec![
+        ("idle", idle("idle")),
+        ("web", Image::web("web", "1")),
+        ("broken", Image::broken_entrypoint("broken")),
+        ("crash", Image::crash_loop("crash", 0)),
+        ("ender", Image::new("ender").cmd(["/bin/true"])),
+        ("stubborn", Image::new("stubborn").cmd(stubborn)),
+        (
+            "healthy",
+            idle("healthy").config("Healthcheck", check(json!(["CMD", "/bin/true"]))),
+        ),
+        (
+            "sick",
+            idle("sick").config("Healthcheck", check(json!(["CMD", "/bin/false"]))),
+        ),
+        (
+            "no-probe",
+            idle("no-probe").config("Healthcheck", check(json!(["CMD", "/not-there"]))),
+        ),
+        ("slow", idle("slow")),
+        ("nothing", idle("nothing")),
+        ("down", idle("down")),
+    ]
+}
+
+fn service(pushed: &Pushed, name: &str) -> anyhow::Result<ServiceTarget> {
+    let child = pushed.child("linux/amd64");
+    let host = match name {
+        // A registry that nobody serves.
+        "down" => "127.0.0.1:9/down".to_owned(),
+        // An image that was never pushed there.
+        "nothing" => format!("{}-of-it", pushed.name),
+        _ => pushed.name.clone(),
+    };
+    Ok(ServiceTarget {
+        service_id: serde_json::from_value(json!(1))?,
+        service_name: name.parse()?,
+        image_name: format!("{host}@{}", pushed.top_digest),
+        config: serde_json::from_value(json!({}))?,
+        pin: Some(Pin {
+            registry: "lab".to_owned(),
+            repository: name.to_owned(),
+            reference: pushed.reference().parse()?,
+            index_digest: pushed
+                .index_digest
+                .as_deref()
+                .map(str::parse)
+                .transpose()?
+                .map(IndexDigest),
+            expected: Some(Expected {
+                manifest_digest: ManifestDigest(child.manifest_digest.parse()?),
+                config_digest: ConfigDigest(child.config_digest.parse()?),
+                size_bytes: child.layers_size_bytes,
+            }),
+            platform: Some(Platform::new("linux", "amd64", None)),
+            resolved_at: None,
+            resolution: Resolution {
+                status: ResolutionStatus::Resolved,
+                at: Timestamp::from_millis(0),
+                error: None,
+                stale_since: None,
+            },
+        }),
+    })
+}
+
+impl Scene {
+    pub(crate) async fn set() -> anyhow::Result<Self> {
+        let registry = Registry::open().await?;
+        let mut cast = BTreeMap::new();
+        for (name, image) in images() {
+            let pushed = image.push(&registry, "1").await?;
+            cast.insert(name, service(&pushed, name)?);
+        }
+        let ports = vec![Port::take()?, Port::take()?];
+        let numbers = ports.iter().enumerate();
+        Ok(Self {
+            cast: Cast {
+                device: "8f0e6f0a-5f5e-4f36-9c2f-0d6f7d1f1d22".parse()?,
+                images: cast,
+                ports: numbers
+                    .map(|(at, port)| ((at + 1).to_string(), port.number()))
+                    .collect(),
+            },
+            _registry: registry,
+            _ports: ports,
+        })
+    }
+}
+
+struct RealSide<'a> {
+    engine: &'a Engine,
+    cast: &'a Cast,
+    occupied: RefCell<BTreeMap<String, TcpListener>>,
+}
+
+/// Plays the script on a real engine of its own.
+pub(crate) async fn play(engine: &Engine, cast: &Cast, script: &str) -> anyhow::Result<Vec<Row>> {
+    let runtime_dir = tempfile::tempdir()?;
+    let docker = DockerEngine::new(engine.socket(), runtime_dir.path(), Policy::unrestricted());
+    let outside = RealSide {
+        engine,
+        cast,
+        occupied: RefCell::default(),
+    };
+    let play = Play {
+        engine: &docker,
+        outside: &outside,
+        cast,
+        ids: RefCell::default(),
+    };
+    play.play(script).await
+}
+
+impl RealSide<'_> {
+    fn docker(&self) -> &Docker {
+        self.engine.docker()
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<()> {
+        let answer = self.docker().call(method, path, None).await?;
+        anyhow::ensure!(
+            answer.status.is_success(),
+            "{path}: {} {}",
+            answer.status,
+            answer.json()
+        );
+        Ok(())
+    }
+}
+
+impl Outside for RealSide<'_> {
+    async fn act(&self, words: &[&str], id: &dyn Fn(&str) -> String) -> anyhow::Result<()> {
+        let named = |name: &str| self.cast.named(name);
+        match words {
+            ["prune"] => self.ask(Method::POST, "/images/prune").await,
+            ["prune-all"] => {
+                let filters = encode(r#"{"dangling":["false"]}"#);
+                self.ask(Method::POST, &format!("/images/prune?filters={filters}"))
+                    .await
+            }
+            ["rmi-f", image] => {
+                let image = self.cast.image(image);
+                self.ask(Method::DELETE, &format!("/images/{image}?force=true"))
+                    .await
+            }
+            ["pause", name] => {
+                self.docker()
+                    .post(&format!("/containers/{}/pause", id(name)))
+                    .await
+            }
+            ["kill", name] => {
+                let name = id(name);
+                self.docker().kill(&name).await?;
+                // The engine answers before it knows of the end.
+                self.docker()
+                    .post(&format!("/containers/{name}/wait"))
+                    .await
+            }
+            ["rm", name] => self.docker().remove(&id(name)).await,
+            ["rename", name, new] => {
+                let path = format!("/containers/{}/rename?name={}", id(name), named(new));
+                self.docker().post(&path).await
+            }
+            ["foreign", name] => {
+                let body = json!({ "Image": self.cast.image("idle") });
+                self.docker().run(&named(name), &body).await.map(drop)
+            }
+            ["rm-foreign", name] => self.docker().remove(&named(name)).await,
+            ["occupy", port] => {
+                let taken = TcpListener::bind(("127.0.0.1", self.cast.ports[*port]))?;
+                self.occupied.borrow_mut().insert((*port).to_owned(), taken);
+                Ok(())
+            }
+            ["release", port] => {
+                let freed = self.occupied.borrow_mut().remove(*port);
+                freed.map(drop).context("it was not taken")
+            }
+            ["foreign-network", name] => {
+                let body = json!({ "Name": named(name) });
+                let made = self
+                    .docker()
+                    .call(Method::POST, "/networks/create", Some(&body));
+                anyhow::ensure!(made.await?.status.is_success(), "create network {name}");
+                Ok(())
+            }
+            ["rm-network", name] => {
+                self.ask(Method::DELETE, &format!("/networks/{}", named(name)))
+                    .await
+            }
+            ["net-disconnect", name, container] => {
+                let body = json!({ "Container": id(container), "Force": true });
+                let path = format!("/networks/{}/disconnect", named(name));
+                let done = self.docker().call(Method::POST, &path, Some(&body));
+                anyhow::ensure!(done.await?.status.is_success(), "{path}");
+                Ok(())
+            }
+            other => anyhow::bail!("the real side cannot {other:?}"),
+        }
+    }
+}
