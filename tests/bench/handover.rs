@@ -171,24 +171,33 @@ fn resolve(name: &str) -> anyhow::Result<Vec<IpAddr>> {
     let mut rest = answer.get(question.len()..).context("an answer section")?;
     let mut found = Vec::new();
     for _ in 0..records {
-        // The engine's resolver writes each record with a pointer for its name: 12 bytes, then data.
-        let (name_length, kind) = match rest {
-            [first, _, high, low, ..] if *first >= 0xc0 => (2, [*high, *low]),
-            _ => bail!("a record without a pointer"),
-        };
+        let name_length = name_length(rest)?;
+        let kind = rest.get(name_length..name_length + 2);
         let fixed = name_length + 10;
         let length = match rest.get(fixed - 2..fixed) {
             Some([high, low]) => usize::from(u16::from_be_bytes([*high, *low])),
             _ => bail!("a short record"),
         };
         let data = rest.get(fixed..fixed + length).context("a short record")?;
-        if let ([0, 1], [a, b, c, d]) = (kind, data) {
+        if let (Some([0, 1]), [a, b, c, d]) = (kind, data) {
             found.push(IpAddr::V4(Ipv4Addr::new(*a, *b, *c, *d)));
         }
         rest = rest.get(fixed + length..).unwrap_or_default();
     }
     ensure!(!found.is_empty(), "{name} has no address");
     Ok(found)
+}
+
+/// How many bytes a name takes: labels up to an empty one or a pointer.
+fn name_length(record: &[u8]) -> anyhow::Result<usize> {
+    let mut at = 0;
+    loop {
+        match *record.get(at).context("a name without an end")? {
+            0 => return Ok(at + 1),
+            pointer if pointer >= 0xc0 => return Ok(at + 2),
+            label => at += 1 + usize::from(label),
+        }
+    }
 }
 
 /// The section of `docs/figures.md`.

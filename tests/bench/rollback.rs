@@ -120,7 +120,7 @@ async fn one(
             }
         }
     }
-    serving.says(&[&tag, "\"rejected\":{"]).await;
+    serving.says(&[&bad.top_digest, "\"rejected\":{"]).await;
     serving.converge(&serving.one).await?;
     let now = serving.only_container().await?;
     ensure!(now["Id"] == before["Id"], "another container serves");
