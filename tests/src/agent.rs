@@ -36,6 +36,7 @@ impl Options {
                 "report": { "heartbeat_seconds": 5 },
                 "gate": { "stable_seconds": 1, "healthy_timeout_seconds": 15, "soak_seconds": 0 },
                 "pull": { "no_progress_seconds": 20 },
+                "disk": { "reserve_mb": 8 },
                 "log": { "format": "json", "level": "debug" },
             }),
             env: Vec::new(),

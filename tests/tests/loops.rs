@@ -11,6 +11,7 @@ mod invariants;
 #[path = "loops/schedule.rs"]
 mod schedule;
 
+use holdfast_agent::engine::Engine as _;
 use holdfast_agent::engine::fake::{FakeEngine, Moment};
 use holdfast_proto::target::ServiceTarget;
 use serde_json::json;
@@ -169,6 +170,83 @@ fn wherever_the_power_goes_a_swap_ends_the_same() {
 fn whichever_answer_is_lost_a_swap_ends_the_same() {
     let lose: Fault = FakeEngine::lose_answer;
     ends_the_same_at(&[Moment::After], lose, &Release::healthy("two"));
+}
+
+/// The releases whose images the engine has, of these.
+async fn stored<'a>(device: &Device, releases: &'a [&'a Release]) -> Vec<&'a str> {
+    let images = device.engine.images().await.unwrap();
+    let there = |release: &&&Release| {
+        let mut images = images.iter();
+        images.any(|image| image.digests.contains(&release.pinned()))
+    };
+    let there = releases.iter().filter(there);
+    there.map(|release| release.name.as_str()).collect()
+}
+
+async fn rests(device: &Device) {
+    let end = device.live().await;
+    assert_eq!(end, End::AtRest, "{}", device.story());
+    assert_good(device, "");
+}
+
+/// A device that was updated from `one` over `two` to `three`.
+async fn updated_twice(releases: &[&Release; 3]) -> Device {
+    let [one, two, three] = releases;
+    let device = serving(1, one, two).await;
+    device.engine.publish(&three.pinned(), three.remote());
+    deploy(&device, vec![web(two)]).await;
+    deploy(&device, vec![web(three)]).await;
+    device
+}
+
+#[test]
+fn of_many_images_what_runs_and_what_was_good_before_are_left() {
+    block_on(async {
+        let [one, two, three] = ["one", "two", "three"].map(Release::healthy);
+        let all = [&one, &two, &three];
+        let device = updated_twice(&all).await;
+        assert_eq!(stored(&device, &all).await, ["two", "three"]);
+        device.engine.prune_by_hand(false);
+        assert_eq!(
+            stored(&device, &all).await,
+            ["two", "three"],
+            "both have a tag"
+        );
+        deploy(&device, vec![]).await;
+        assert_eq!(stored(&device, &all).await, [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn a_way_back_that_was_pruned_is_fetched_again_and_nothing_is_swapped() {
+    block_on(async {
+        let [one, two, three] = ["one", "two", "three"].map(Release::healthy);
+        let all = [&one, &two, &three];
+        let device = updated_twice(&all).await;
+        let before = device.remains();
+        device.engine.prune_by_hand(true);
+        assert_eq!(stored(&device, &all).await, ["three"]);
+        rests(&device).await;
+        assert_eq!(stored(&device, &all).await, ["two", "three"]);
+        device.engine.remove_image_by_hand(&three.pinned());
+        rests(&device).await;
+        assert_eq!(stored(&device, &all).await, ["two", "three"]);
+        assert_eq!(device.remains(), before);
+    });
+}
+
+#[test]
+fn without_its_journal_the_agent_clears_no_image_away() {
+    block_on(async {
+        let [one, two, three] = ["one", "two", "three"].map(Release::healthy);
+        let all = [&one, &two, &three];
+        let device = updated_twice(&all).await;
+        device.lose_journal();
+        rests(&device).await;
+        assert_eq!(stored(&device, &all).await, ["two", "three"]);
+        deploy(&device, vec![web(&one)]).await;
+        assert_eq!(stored(&device, &all).await, ["one", "two", "three"]);
+    });
 }
 
 /// Seeds of every run; more with `HOLDFAST_SEEDS=FROM..TO`.
