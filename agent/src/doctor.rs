@@ -16,6 +16,7 @@ use crate::enrolment::Enrolment;
 use crate::fault::chain;
 use crate::local_api::client::{AskError, ask};
 use crate::policy::{DEFAULT_PATH as POLICY_PATH, Policy, PolicyError};
+use crate::reserve::Reserve;
 use crate::system::Machine;
 
 /// Looking up a name: a resolver that needs longer is as good as none.
@@ -107,6 +108,7 @@ pub async fn examine<C: Clock>(settings: &Settings, clock: &C) -> Vec<Check> {
     checks.push(policy(Policy::load(settings.policy.file.as_deref())));
     checks.push(cgroups(Path::new("/")));
     checks.push(disk(info.as_ref()));
+    checks.push(reserve(settings));
     checks.push(clock_check(clock));
     let origin = enrolment
         .as_ref()
@@ -242,6 +244,22 @@ fn disk(info: Option<&EngineInfo>) -> Check {
     }
 }
 
+/// The file that is given up to let an agent end what it began on a full disk.
+fn reserve(settings: &Settings) -> Check {
+    let (name, bytes) = ("reserve", settings.disk.reserve_bytes());
+    let size = settings.disk.reserve_mb;
+    let folder = settings.state_dir.display();
+    if bytes == 0 {
+        return Check::warning(name, "none is wanted")
+            .advice("set disk.reserve_mb: on a full disk it lets the agent go back");
+    }
+    if Reserve::of(&settings.state_dir, bytes).missing_bytes() == 0 {
+        return Check::ok(name, format!("{size} MiB kept in {folder}"));
+    }
+    Check::warning(name, format!("{size} MiB are not kept in {folder}"))
+        .advice("the running agent makes it once twice as much is free there")
+}
+
 fn clock_check<C: Clock>(clock: &C) -> Check {
     let (name, now) = ("clock", clock.now());
     let found = format!("it shows {now}");
@@ -335,6 +353,21 @@ mod tests {
         let missing = state_folder(&folder.path().join("none"));
         assert_eq!(missing.verdict, Verdict::Wrong);
         assert!(missing.advice.is_some());
+    }
+
+    #[test]
+    fn a_reserve_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |reserve_mb: u64| {
+            let folder = folder.path().display();
+            format!("{{state_dir: {folder}, disk: {{reserve_mb: {reserve_mb}}}}}")
+        };
+        let settings = |mb| Settings::parse(Path::new("agent.yaml"), &text(mb), &[]).unwrap();
+        assert_eq!(reserve(&settings(1)).verdict, Verdict::Warning);
+        assert!(Reserve::of(folder.path(), 1 << 20).make());
+        assert_eq!(reserve(&settings(1)).verdict, Verdict::Ok);
+        assert_eq!(reserve(&settings(2)).verdict, Verdict::Warning);
+        assert_eq!(reserve(&settings(0)).verdict, Verdict::Warning);
     }
 
     #[test]
