@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::check::Bounds;
-use super::scenario::{Base, SERVICE, Scenario, Trigger, nothing, serving};
+use super::scenario::{Base, SERVICE, Scenario, Style, Trigger, nothing};
 use super::state::{Cast, Snapshot};
 use super::watch::Watch;
 use super::witness::Witness;
@@ -40,6 +40,7 @@ pub struct Lane {
     /// The image that serves, and what the target names.
     good: Option<Deployed>,
     target: Option<Deployed>,
+    style: Style,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,7 @@ impl Lane {
             generation: 0,
             good: None,
             target: None,
+            style: Style::Published,
             site,
             device,
             watch,
@@ -104,6 +106,15 @@ impl Lane {
 
     /// Brings the device to where a scenario begins, undisturbed.
     pub(super) async fn prepare(&mut self, scenario: Scenario) -> anyhow::Result<()> {
+        if self.style != scenario.style() {
+            // By way of nothing, so that the end does not depend on what this lane did before.
+            self.set(None).await?;
+            self.wait_for_status("converged", &[]).await?;
+            self.forget_own_images().await?;
+            self.style = scenario.style();
+            self.good = None;
+            self.target = None;
+        }
         let there = match scenario.base() {
             Base::Empty => self.good.is_none(),
             Base::Serving => self.good.is_some(),
@@ -153,7 +164,7 @@ impl Lane {
 
     async fn set(&mut self, deploys: Option<&Deployed>) -> anyhow::Result<()> {
         let body = match deploys {
-            Some(image) => serving(&image.reference, self.port),
+            Some(image) => self.style.target(&image.reference, self.port),
             None => nothing(),
         };
         let stored = self.site.set(&self.device.uuid, &body).await?;
@@ -188,15 +199,18 @@ impl Lane {
         }
         let target = deploys.as_ref().map(|image| image.config_digest.clone());
         let replaces = scenario.trigger() == Trigger::Deploy && before.is_some();
+        let style = scenario.style();
+        let last_good = before.clone();
+        let last_good = last_good.filter(|_| replaces && style.keeps_the_last_good());
         let allowed = target.iter().chain(&before).cloned().collect();
         Ok(Going {
             scenario,
             bounds: Bounds {
                 generation: self.generation,
                 target: target.clone(),
-                last_good: before.clone().filter(|_| replaces),
-                replaces,
-                both_may_run: false,
+                last_good,
+                replaces: replaces && style.makes_first(),
+                both_may_run: style == Style::HandOver,
                 engine_restarted: false,
                 allowed,
                 fails: target.clone().filter(|_| scenario.fails()),

@@ -27,6 +27,33 @@ pub enum Scenario {
     Lost,
     /// The service leaves the target.
     Removal,
+    /// One version after another without a sandbox: the ports move with the container.
+    PlainSwap,
+    /// Old and new run side by side until the new one has passed.
+    HandOver,
+    /// The same with a version that never gets healthy.
+    FailedHandOver,
+    /// The old container stops before the download.
+    KillFirst,
+    /// The same with a version that ends by itself.
+    FailedKillFirst,
+    /// The old container and its image go before the download.
+    DeleteFirst,
+}
+
+/// How the service is reached and updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A published port, everything else as by default: with a sandbox, download before kill.
+    Published,
+    /// A published port without a sandbox.
+    Plain,
+    /// Reached by its name only, updated by hand-over.
+    HandOver,
+    /// A published port, kill before download.
+    KillFirst,
+    /// A published port, delete before download.
+    DeleteFirst,
 }
 
 /// Where a scenario begins.
@@ -53,7 +80,7 @@ pub enum Trigger {
 
 impl Scenario {
     /// All of them, in the order of the page.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::First,
         Self::Swap,
         Self::HealthySwap,
@@ -62,6 +89,12 @@ impl Scenario {
         Self::CrashLoop,
         Self::Lost,
         Self::Removal,
+        Self::PlainSwap,
+        Self::HandOver,
+        Self::FailedHandOver,
+        Self::KillFirst,
+        Self::FailedKillFirst,
+        Self::DeleteFirst,
     ];
 
     /// Its name on the command line and on the page.
@@ -75,6 +108,12 @@ impl Scenario {
             Self::CrashLoop => "crash-loop",
             Self::Lost => "lost",
             Self::Removal => "removal",
+            Self::PlainSwap => "plain-swap",
+            Self::HandOver => "hand-over",
+            Self::FailedHandOver => "failed-hand-over",
+            Self::KillFirst => "kill-first",
+            Self::FailedKillFirst => "failed-kill-first",
+            Self::DeleteFirst => "delete-first",
         }
     }
 
@@ -89,6 +128,14 @@ impl Scenario {
             Self::CrashLoop => "a version that ends by itself, and the way back",
             Self::Lost => "the container was removed by somebody and is made anew",
             Self::Removal => "the service leaves the target",
+            Self::PlainSwap => "one version after another without a sandbox",
+            Self::HandOver => "both versions run until the new one has passed",
+            Self::FailedHandOver => "the same with a version that never gets healthy",
+            Self::KillFirst => "kill-then-download",
+            Self::FailedKillFirst => {
+                "the same with a version that ends by itself, and the way back"
+            }
+            Self::DeleteFirst => "delete-then-download",
         }
     }
 
@@ -102,7 +149,13 @@ impl Scenario {
             | Self::BrokenEntrypoint
             | Self::NeverHealthy
             | Self::CrashLoop
-            | Self::Removal => Base::Serving,
+            | Self::Removal
+            | Self::PlainSwap
+            | Self::HandOver
+            | Self::FailedHandOver
+            | Self::KillFirst
+            | Self::FailedKillFirst
+            | Self::DeleteFirst => Base::Serving,
         }
     }
 
@@ -114,7 +167,13 @@ impl Scenario {
             | Self::HealthySwap
             | Self::BrokenEntrypoint
             | Self::NeverHealthy
-            | Self::CrashLoop => Trigger::Deploy,
+            | Self::CrashLoop
+            | Self::PlainSwap
+            | Self::HandOver
+            | Self::FailedHandOver
+            | Self::KillFirst
+            | Self::FailedKillFirst
+            | Self::DeleteFirst => Trigger::Deploy,
             Self::Lost => Trigger::Lose,
             Self::Removal => Trigger::Clear,
         }
@@ -123,8 +182,38 @@ impl Scenario {
     /// Whether the image that it deploys fails its gate.
     pub fn fails(self) -> bool {
         match self {
-            Self::BrokenEntrypoint | Self::NeverHealthy | Self::CrashLoop => true,
-            Self::First | Self::Swap | Self::HealthySwap | Self::Lost | Self::Removal => false,
+            Self::BrokenEntrypoint
+            | Self::NeverHealthy
+            | Self::CrashLoop
+            | Self::FailedHandOver
+            | Self::FailedKillFirst => true,
+            Self::First
+            | Self::Swap
+            | Self::HealthySwap
+            | Self::Lost
+            | Self::Removal
+            | Self::PlainSwap
+            | Self::HandOver
+            | Self::KillFirst
+            | Self::DeleteFirst => false,
+        }
+    }
+
+    /// How its service is reached and updated.
+    pub fn style(self) -> Style {
+        match self {
+            Self::First
+            | Self::Swap
+            | Self::HealthySwap
+            | Self::BrokenEntrypoint
+            | Self::NeverHealthy
+            | Self::CrashLoop
+            | Self::Lost
+            | Self::Removal => Style::Published,
+            Self::PlainSwap => Style::Plain,
+            Self::HandOver | Self::FailedHandOver => Style::HandOver,
+            Self::KillFirst | Self::FailedKillFirst => Style::KillFirst,
+            Self::DeleteFirst => Style::DeleteFirst,
         }
     }
 
@@ -140,25 +229,58 @@ impl Scenario {
     /// The image that it deploys; `version` makes it unlike any other.
     pub fn image(self, repository: &str, version: &str) -> Image {
         let image = match self {
-            Self::First | Self::Swap | Self::Lost | Self::Removal => {
-                Image::web(repository, version)
-            }
+            Self::First
+            | Self::Swap
+            | Self::Lost
+            | Self::Removal
+            | Self::PlainSwap
+            | Self::HandOver
+            | Self::KillFirst
+            | Self::DeleteFirst => Image::web(repository, version),
             Self::HealthySwap => Image::healthy_web(repository, version),
             Self::BrokenEntrypoint => Image::broken_entrypoint(repository),
-            Self::NeverHealthy => Image::never_healthy(repository, version),
-            Self::CrashLoop => Image::crash_loop(repository, 0),
+            Self::NeverHealthy | Self::FailedHandOver => Image::never_healthy(repository, version),
+            Self::CrashLoop | Self::FailedKillFirst => Image::crash_loop(repository, 0),
         };
         image.label("crash.version", version)
     }
 }
 
-/// A target with the service from this image, published on a port and with a volume.
-pub fn serving(reference: &str, port: u16) -> Value {
-    target(&[service(
-        SERVICE,
-        reference,
-        &json!({ "ports": [format!("127.0.0.1:{port}:8080")], "volumes": ["data:/data"] }),
-    )])
+impl Style {
+    /// Whether the old container goes on until the new one is made (I3).
+    pub fn makes_first(self) -> bool {
+        match self {
+            Self::Published | Self::Plain | Self::HandOver => true,
+            Self::KillFirst | Self::DeleteFirst => false,
+        }
+    }
+
+    /// Whether the last good one stays until its successor has passed (I4).
+    pub fn keeps_the_last_good(self) -> bool {
+        match self {
+            Self::Published | Self::Plain | Self::HandOver | Self::KillFirst => true,
+            Self::DeleteFirst => false,
+        }
+    }
+
+    /// A target with the service from this image, with a volume and, by style, on a port.
+    pub fn target(self, reference: &str, port: u16) -> Value {
+        let mut config = json!({ "volumes": ["data:/data"] });
+        let options = match self {
+            Self::Published => None,
+            Self::Plain => Some(json!({ "sandbox": false })),
+            Self::HandOver => Some(json!({ "strategy": "hand-over" })),
+            Self::KillFirst => Some(json!({ "strategy": "kill-then-download" })),
+            Self::DeleteFirst => Some(json!({ "strategy": "delete-then-download" })),
+        };
+        if let Some(options) = options {
+            config["x-holdfast"] = options;
+        }
+        if self != Self::HandOver {
+            config["ports"] = json!([format!("127.0.0.1:{port}:8080")]);
+        }
+        target(&[service(SERVICE, reference, &config)])
+    }
 }
 
 /// A target with nothing.
