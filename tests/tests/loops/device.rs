@@ -14,6 +14,7 @@ use holdfast_agent::orders::Orders;
 use holdfast_agent::permission::Permission;
 use holdfast_agent::policy::Policy;
 use holdfast_agent::reconcile::{Parts, Reconciler, Rules};
+use holdfast_agent::reserve::Reserve;
 use holdfast_agent::secrets;
 use holdfast_agent::shared::{Accepted, Shared};
 use holdfast_plan::{GateRules, Published};
@@ -314,6 +315,8 @@ impl Device {
             windows: Vec::new(),
             lock_dir: state.join("locks"),
         };
+        // No bytes: the journal's folder is in memory.
+        let reserve = Reserve::of(&state, 0);
         let permission = Permission::new(&updates, Orders::load(&state));
         let files = secrets::Place {
             runtime_dir: state.join("run"),
@@ -330,6 +333,7 @@ impl Device {
             permission: &permission,
             policy: &policy,
             files: &files,
+            reserve: &reserve,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,
