@@ -124,6 +124,13 @@ impl Outside for FakeSide<'_> {
             ["net-disconnect", name, container] => {
                 engine.disconnect_by_hand(&self.cast.named(name), &id(container));
             }
+            ["kill-engine"] => engine.kill_engine(None),
+            ["power-cut"] => engine.power_cut(None),
+            ["start-engine"] => anyhow::ensure!(engine.restart(), "it did not start"),
+            ["hang"] => engine.hang(None),
+            ["go-on"] => engine.go_on(),
+            ["fill-disk"] => engine.fill_disk(true),
+            ["free-disk"] => engine.fill_disk(false),
             other => anyhow::bail!("the fake side cannot {other:?}"),
         }
         Ok(())

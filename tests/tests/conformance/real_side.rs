@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::TcpListener;
+use std::path::Path;
 
 use anyhow::Context as _;
 use holdfast_agent::engine::docker::DockerEngine;
@@ -19,6 +21,7 @@ use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::place::Port;
 use holdfast_tests::registry::Registry;
 use http::Method;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::script::{Cast, Outside, Play, Row};
@@ -232,7 +235,31 @@ impl Outside for RealSide<'_> {
                 anyhow::ensure!(done.await?.status.is_success(), "{path}");
                 Ok(())
             }
+            ["kill-engine"] => self.engine.kill9().await,
+            ["power-cut"] => self.engine.power_cut().await,
+            ["start-engine"] => self.engine.start().await,
+            ["hang"] => self.engine.signal(Signal::STOP),
+            ["go-on"] => self.engine.signal(Signal::CONT),
+            ["fill-disk"] => fill(&self.engine.data()?.join(FILLER)),
+            ["free-disk"] => Ok(std::fs::remove_file(self.engine.data()?.join(FILLER))?),
             other => anyhow::bail!("the real side cannot {other:?}"),
         }
     }
+}
+
+/// The file that takes the rest of the disk.
+const FILLER: &str = "filler";
+
+/// Writes until nothing fits any more.
+fn fill(path: &Path) -> anyhow::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    let mut bytes = 1 << 20;
+    while bytes > 0 {
+        match file.write(&vec![1; bytes]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => bytes /= 2,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

@@ -315,6 +315,8 @@ impl Device {
             windows: Vec::new(),
             lock_dir: state.join("locks"),
         };
+        // No bytes: the journal's folder is in memory.
+        let reserve = Reserve::of(&state, 0);
         let permission = Permission::new(&updates, Orders::load(&state));
         let files = secrets::Place {
             runtime_dir: state.join("run"),
