@@ -46,6 +46,7 @@ fn on_the_fake(cast: &Cast, script: &str, lie: Option<(&str, &str)>) -> anyhow::
     })
 }
 
+#[expect(clippy::print_stdout, reason = "shown only with --no-capture")]
 fn assert_same(fake: &[Row], real: &[Row]) {
     let found = differences(fake, real);
     println!("{} calls, {} answered otherwise", real.len(), found.len());

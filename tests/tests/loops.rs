@@ -2,6 +2,11 @@
 //!
 //! The cheap sibling of the crash matrix: no program is started, and a failure names its seed.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper that fails is a test that fails"
+)]
+
 #[path = "fake/clock.rs"]
 mod clock;
 #[path = "loops/device.rs"]

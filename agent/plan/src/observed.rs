@@ -203,7 +203,10 @@ impl Amounts {
         Self {
             memory: spec.mem_limit.or(limits.memory).map_or(0, |size| size.0),
             memory_reservation: reserved.memory.map_or(0, |size| size.0),
-            nano_cpus: spec.cpus.or(limits.cpus).map_or(0, |cpus| cpus.as_nanos()),
+            nano_cpus: spec
+                .cpus
+                .or(limits.cpus)
+                .map_or(0, holdfast_proto::spec::Cpus::as_nanos),
             // -1 is Compose's word for unlimited.
             pids: pids.and_then(|most| u64::try_from(most).ok()).unwrap_or(0),
         }

@@ -201,10 +201,7 @@ impl<'a> View<'a> {
                 && ends_by_itself(container.wanted_restart)
                 && spec.is_none_or(|spec| container.is(spec))
         };
-        let ended_well = needed
-            .containers
-            .iter()
-            .any(|container| completed(container))
+        let ended_well = needed.containers.iter().any(completed)
             || history
                 .completed
                 .zip(spec)

@@ -85,6 +85,10 @@ fn any_image() -> impl Strategy<Value = (&'static str, Vec<&'static str>, bool)>
 }
 
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that may be so"
+)]
 struct Row {
     name: &'static str,
     spec: &'static str,
@@ -138,7 +142,7 @@ prop_compose! {
         if target.values().any(|spec| spec.contains("net=")) {
             let lender = target.get_mut("a").expect("just checked");
             if lender.contains("hand-over") {
-                *lender = "A".to_owned();
+                "A".clone_into(lender);
             }
         }
         let mut history = History::default();

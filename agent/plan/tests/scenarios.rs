@@ -74,6 +74,10 @@ fn default_network() -> Vec<String> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one thing that may be so"
+)]
 struct Row {
     service: String,
     spec: String,
@@ -335,7 +339,7 @@ fn observed(scenario: &Scenario) -> Observed {
 fn stored(images: &BTreeMap<String, Vec<String>>) -> Vec<StoredImage> {
     let image = |(spec, tags): (&String, &Vec<String>)| {
         let tags = tags.iter().map(|tag| match tag.strip_prefix("keep") {
-            Some(name) if name.is_empty() => world::keep("web", spec),
+            Some("") => world::keep("web", spec),
             Some(name) => world::keep(name.trim(), spec),
             None => tag.clone(),
         });

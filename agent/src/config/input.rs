@@ -81,6 +81,10 @@ struct Report {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the file's own names, with their unit"
+)]
 struct Gate {
     stable_seconds: Option<u64>,
     healthy_timeout_seconds: Option<u64>,

@@ -6,7 +6,7 @@ use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remo
 use holdfast_proto::image::Platform;
 
 use crate::clock::VirtualClock;
-use crate::script::{Cast, Outside, Play, Row};
+use crate::script::{Cast, Outside, Play, Row, named};
 
 struct FakeSide<'a> {
     engine: &'a FakeEngine<VirtualClock>,
@@ -106,10 +106,9 @@ impl Outside for FakeSide<'_> {
             ["pause", name] => engine.pause_by_hand(&id(name)),
             ["kill", name] => engine.kill_by_hand(&id(name)),
             ["rm", name] => engine.remove_by_hand(&id(name)),
-            ["rename", name, new] => engine.rename_by_hand(&id(name), &self.cast.named(new)),
+            ["rename", name, new] => engine.rename_by_hand(&id(name), &named(new)),
             ["foreign", name] => {
-                let id =
-                    engine.run_foreign(&self.cast.named(name), Some(&self.cast.image("idle")), &[]);
+                let id = engine.run_foreign(&named(name), Some(&self.cast.image("idle")), &[]);
                 self.foreign.borrow_mut().push(((*name).to_owned(), id));
             }
             ["rm-foreign", name] => {
@@ -119,10 +118,10 @@ impl Outside for FakeSide<'_> {
             }
             ["occupy", port] => engine.occupy(self.cast.ports[*port], true),
             ["release", port] => engine.occupy(self.cast.ports[*port], false),
-            ["foreign-network", name] => engine.make_foreign_network(&self.cast.named(name)),
-            ["rm-network", name] => engine.remove_network_by_hand(&self.cast.named(name)),
+            ["foreign-network", name] => engine.make_foreign_network(&named(name)),
+            ["rm-network", name] => engine.remove_network_by_hand(&named(name)),
             ["net-disconnect", name, container] => {
-                engine.disconnect_by_hand(&self.cast.named(name), &id(container));
+                engine.disconnect_by_hand(&named(name), &id(container));
             }
             ["kill-engine"] => engine.kill_engine(None),
             ["power-cut"] => engine.power_cut(None),

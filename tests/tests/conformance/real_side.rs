@@ -24,7 +24,7 @@ use http::Method;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::script::{Cast, Outside, Play, Row};
+use crate::script::{Cast, Outside, Play, Row, named};
 
 /// A registry with the script's images, and what the script calls things.
 pub(crate) struct Scene {
@@ -171,7 +171,6 @@ impl RealSide<'_> {
 
 impl Outside for RealSide<'_> {
     async fn act(&self, words: &[&str], id: &dyn Fn(&str) -> String) -> anyhow::Result<()> {
-        let named = |name: &str| self.cast.named(name);
         match words {
             ["prune"] => self.ask(Method::POST, "/images/prune").await,
             ["prune-all"] => {

@@ -14,7 +14,7 @@ use holdfast_proto::target::ServiceTarget;
 use serde_json::json;
 
 /// A wait of the script ends by then on a busy machine too.
-const WAITS_AT_MOST: Duration = Duration::from_secs(60);
+const WAITS_AT_MOST: Duration = Duration::from_mins(1);
 /// How often a wait looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A pull that stands still is given up after so long.
@@ -76,9 +76,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
 
     fn id(&self, name: &str) -> String {
         let ids = self.ids.borrow();
-        ids.get(name)
-            .cloned()
-            .unwrap_or_else(|| self.cast.named(name))
+        ids.get(name).cloned().unwrap_or_else(|| named(name))
     }
 
     async fn wait(&self, name: &str, state: &str) -> anyhow::Result<()> {
@@ -100,7 +98,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
     async fn call(&self, words: &[&str]) -> String {
         let engine = self.engine;
         let device = &self.cast.device;
-        let network = |name: &str| self.cast.named(name);
+        let network = named;
         match words {
             ["describe"] => said(
                 engine
@@ -114,7 +112,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
                 names.join(" | ")
             })),
             ["networks"] => said(engine.networks(device).await.map(|all| {
-                let names = all.iter().map(|found| self.cast.unnamed(&found.name));
+                let names = all.iter().map(|found| unnamed(&found.name));
                 let mut names: Vec<String> = names.collect();
                 names.sort();
                 names.join(" ")
@@ -133,9 +131,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
                 let policy = policy.parse().expect("a policy of the script");
                 done(engine.set_restart(&self.id(name), policy).await)
             }
-            ["rename", name, new] => {
-                done(engine.rename(&self.id(name), &self.cast.named(new)).await)
-            }
+            ["rename", name, new] => done(engine.rename(&self.id(name), &named(new)).await),
             ["amounts", name, how @ ..] => {
                 let amount =
                     |key| value(how, key).map_or(0, |text| text.parse().expect("a number"));
@@ -183,7 +179,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             }
             ["images"] => said(engine.images().await.map(|all| self.stored(&all))),
             ["tag", image, name] => {
-                let name = self.cast.tag(name);
+                let name = tag(name);
                 done(engine.tag(&self.cast.image(image), &name).await)
             }
             ["remove-image", image] => done(engine.remove_image(&self.cast.image(image)).await),
@@ -200,11 +196,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
         let mut lines: Vec<String> = all
             .iter()
             .map(|image| {
-                let mut tags = image
-                    .tags
-                    .iter()
-                    .map(|tag| self.cast.untag(tag))
-                    .collect::<Vec<_>>();
+                let mut tags = image.tags.iter().map(|tag| untag(tag)).collect::<Vec<_>>();
                 tags.sort();
                 let digests = image.digests.len();
                 format!(
@@ -236,12 +228,12 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             spec["healthcheck"] = json!({ "disable": true });
         }
         target.config = serde_json::from_value::<ServiceSpec>(spec).expect("a spec");
-        let networks = self.cast.networks(how);
+        let networks = networks(how);
         let lender = value(how, "in").map(|name| self.id(name));
         let new = NewContainer {
             device: &self.cast.device,
             key: &key(name),
-            name: &self.cast.named(name),
+            name: &named(name),
             generation: value(how, "gen").map_or(1, |text| text.parse().expect("a number")),
             service: &target,
             network: lender
@@ -256,11 +248,11 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
         let spec = json!({ "ports": ports.into_iter().collect::<Vec<_>>() });
         let spec: ServiceSpec = serde_json::from_value(spec).expect("a spec");
         let service = key(name);
-        let networks = self.cast.networks(how);
+        let networks = networks(how);
         let new = NewSandbox {
             device: &self.cast.device,
             key: &service,
-            name: &self.cast.named(name),
+            name: &named(name),
             generation: 1,
             spec: &SandboxSpec::of(&service.service, &spec),
             networks: &networks,
@@ -278,7 +270,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
 
     /// A container as the agent sees it, without what differs between two machines.
     fn told(&self, found: &EngineContainer) -> String {
-        let mut told = vec![self.cast.unnamed(&found.name)];
+        let mut told = vec![unnamed(&found.name)];
         told.push(match found.state {
             ContainerState::Exited { code } => format!("exited {code}"),
             other => other.word().to_owned(),
@@ -310,7 +302,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             } else {
                 "joined"
             };
-            told.push(format!("{} {aliases:?} {joined}", self.cast.unnamed(name)));
+            told.push(format!("{} {aliases:?} {joined}", unnamed(name)));
         }
         for published in &found.published {
             told.push(format!(
@@ -328,27 +320,35 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
     }
 }
 
+/// A name of the script in the engine.
+pub(crate) fn named(name: &str) -> String {
+    format!("conformance-{name}")
+}
+
+fn unnamed(name: &str) -> String {
+    name.strip_prefix("conformance-").unwrap_or(name).to_owned()
+}
+
+fn tag(name: &str) -> String {
+    if name.starts_with(char::is_uppercase) {
+        return name.to_owned();
+    }
+    format!("conformance/{name}")
+}
+
+fn untag(name: &str) -> String {
+    name.strip_prefix("conformance/").unwrap_or(name).to_owned()
+}
+
+fn networks(how: &[&str]) -> Vec<(String, Vec<String>)> {
+    let split = |text: &str| {
+        let (network, alias) = text.split_once(':').unwrap_or((text, "web"));
+        (named(network), vec![alias.to_owned()])
+    };
+    value(how, "net").map(split).into_iter().collect()
+}
+
 impl Cast {
-    /// A name of the script in the engine.
-    pub(crate) fn named(&self, name: &str) -> String {
-        format!("conformance-{name}")
-    }
-
-    fn unnamed(&self, name: &str) -> String {
-        name.strip_prefix("conformance-").unwrap_or(name).to_owned()
-    }
-
-    fn tag(&self, name: &str) -> String {
-        if name.starts_with(char::is_uppercase) {
-            return name.to_owned();
-        }
-        format!("conformance/{name}")
-    }
-
-    fn untag(&self, name: &str) -> String {
-        name.strip_prefix("conformance/").unwrap_or(name).to_owned()
-    }
-
     /// An image's name in the engine: pinned, a tag, or its id.
     pub(crate) fn image(&self, word: &str) -> String {
         if let Some(service) = self.images.get(word) {
@@ -356,7 +356,7 @@ impl Cast {
         }
         match word.strip_prefix("id:") {
             Some(image) => self.config_of(image),
-            None => self.tag(word),
+            None => tag(word),
         }
     }
 
@@ -373,14 +373,6 @@ impl Cast {
     fn image_of(&self, id: &str) -> &str {
         let found = self.images.keys().find(|name| self.config_of(name) == id);
         found.copied().unwrap_or("another")
-    }
-
-    fn networks(&self, how: &[&str]) -> Vec<(String, Vec<String>)> {
-        let split = |text: &str| {
-            let (network, alias) = text.split_once(':').unwrap_or((text, "web"));
-            (self.named(network), vec![alias.to_owned()])
-        };
-        value(how, "net").map(split).into_iter().collect()
     }
 
     fn port(&self, number: &str) -> String {

@@ -19,12 +19,12 @@ impl VirtualClock {
 
 impl Clock for VirtualClock {
     fn now(&self) -> Timestamp {
-        let since = i64::try_from(self.monotonic_ms()).unwrap();
+        let since = i64::try_from(self.monotonic_ms()).expect("a test is short");
         Timestamp::from_millis(BEGINS_MS + since)
     }
 
     fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap()
+        u64::try_from(self.0.elapsed().as_millis()).expect("a test is short")
     }
 
     async fn sleep_ms(&self, duration_ms: u64) {

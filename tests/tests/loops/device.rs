@@ -238,7 +238,7 @@ pub(crate) struct Device {
     pub(crate) last: RefCell<Option<Rc<holdfast_agent::shared::View>>>,
     wanted: invariants::Wanted,
     target: RefCell<TargetState>,
-    journal: RefCell<Journal>,
+    journal: RefCell<Rc<Journal>>,
     folder: RefCell<TempDir>,
     seed: u64,
     lives: Cell<u64>,
@@ -261,7 +261,7 @@ impl Device {
             last: RefCell::new(None),
             wanted,
             target: RefCell::new(TargetState::empty(id)),
-            journal: RefCell::new(Journal::open(folder.path()).unwrap().journal),
+            journal: RefCell::new(Rc::new(Journal::open(folder.path()).unwrap().journal)),
             folder: RefCell::new(folder),
             seed,
             lives: Cell::new(0),
@@ -290,7 +290,8 @@ impl Device {
 
     /// Opens the journal again, as a new process does.
     pub(crate) fn reopen_journal(&self) {
-        *self.journal.borrow_mut() = Journal::open(self.folder.borrow().path()).unwrap().journal;
+        let opened = Journal::open(self.folder.borrow().path()).unwrap();
+        *self.journal.borrow_mut() = Rc::new(opened.journal);
     }
 
     /// Deletes the journal, as a person or a broken disk does.
@@ -303,7 +304,7 @@ impl Device {
     pub(crate) async fn live(&self) -> End {
         let lives = self.lives.replace(self.lives.get() + 1);
         let random = Dice::new(self.seed.wrapping_mul(31).wrapping_add(lives));
-        let journal = self.journal.borrow();
+        let journal = Rc::clone(&self.journal.borrow());
         let shared = Shared::new(Some(Accepted {
             target: self.target(),
             etag: None,
@@ -315,13 +316,12 @@ impl Device {
             windows: Vec::new(),
             lock_dir: state.join("locks"),
         };
-        // No bytes: the journal's folder is in memory.
-        let reserve = Reserve::of(&state, 0);
         let permission = Permission::new(&updates, Orders::load(&state));
         let files = secrets::Place {
             runtime_dir: state.join("run"),
             on_disk: true,
         };
+        // No bytes: the journal's folder is in memory.
         let reserve = Reserve::of(self.folder.borrow().path(), 0);
         let reconciler = Reconciler::new(Parts {
             engine: &self.engine,

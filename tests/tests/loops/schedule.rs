@@ -97,6 +97,9 @@ fn release(kind: &Kind, name: &str, dice: &Dice, is_last: bool) -> Release {
 
 /// Puts one fault at one call.
 ///
+/// What is done to the device at a chosen call.
+type Fault = Box<dyn FnOnce(&FakeEngine<VirtualClock>)>;
+
 /// A trial that a person ends is lost, rightly; so in the last round nobody does.
 fn disturb(device: &Device, from: usize, dice: &Dice, is_last: bool) -> String {
     let number = from + 1 + dice.below(CALLS);
@@ -106,70 +109,69 @@ fn disturb(device: &Device, from: usize, dice: &Dice, is_last: bool) -> String {
         Moment::After
     };
     let pick = dice.below(64);
-    let (what, fault): (&str, Box<dyn FnOnce(&FakeEngine<VirtualClock>)>) =
-        match dice.below(if is_last { 11 } else { 15 }) {
-            0 | 1 => ("the agent dies", Box::new(FakeEngine::kill_agent)),
-            2 => (
-                "the engine is killed",
-                Box::new(|engine| engine.kill_engine(Some(700))),
-            ),
-            3 => (
-                "the engine is killed and the agent dies",
-                Box::new(|engine| {
-                    engine.kill_engine(Some(3_000));
-                    engine.kill_agent();
-                }),
-            ),
-            4 => (
-                "the power goes",
-                Box::new(|engine| {
-                    engine.power_cut(Some(2_000));
-                    engine.kill_agent();
-                }),
-            ),
-            5 => (
-                "the engine hangs",
-                Box::new(|engine| engine.hang(Some(25_000))),
-            ),
-            6 => (
-                "events are lost",
-                Box::new(|engine| engine.lose_events(true)),
-            ),
-            7 => (
-                "somebody pauses a container",
-                on_one(pick, FakeEngine::pause_by_hand),
-            ),
-            8 => (
-                "somebody removes a container",
-                on_one(pick, FakeEngine::remove_by_hand),
-            ),
-            9 => (
-                "somebody renames a container",
-                on_one(pick, |engine, id| {
-                    engine.rename_by_hand(id, &format!("mine-{}", &id[60..]))
-                }),
-            ),
-            10 => (
-                "somebody prunes all images",
-                Box::new(|engine| engine.prune_by_hand(true)),
-            ),
-            11 => (
-                "somebody kills a container",
-                on_one(pick, FakeEngine::kill_by_hand),
-            ),
-            12 => (
-                "somebody stops a container",
-                on_one(pick, FakeEngine::stop_by_hand),
-            ),
-            13 => (
-                "a container crashes",
-                on_one(pick, |engine, id| engine.crash(id, 5)),
-            ),
-            _ => (
-                "a removal takes long",
-                on_one(pick, |engine, id| engine.remove_slowly(id, Some(4_000))),
-            ),
-        };
+    let (what, fault): (&str, Fault) = match dice.below(if is_last { 11 } else { 15 }) {
+        0 | 1 => ("the agent dies", Box::new(FakeEngine::kill_agent)),
+        2 => (
+            "the engine is killed",
+            Box::new(|engine| engine.kill_engine(Some(700))),
+        ),
+        3 => (
+            "the engine is killed and the agent dies",
+            Box::new(|engine| {
+                engine.kill_engine(Some(3_000));
+                engine.kill_agent();
+            }),
+        ),
+        4 => (
+            "the power goes",
+            Box::new(|engine| {
+                engine.power_cut(Some(2_000));
+                engine.kill_agent();
+            }),
+        ),
+        5 => (
+            "the engine hangs",
+            Box::new(|engine| engine.hang(Some(25_000))),
+        ),
+        6 => (
+            "events are lost",
+            Box::new(|engine| engine.lose_events(true)),
+        ),
+        7 => (
+            "somebody pauses a container",
+            on_one(pick, FakeEngine::pause_by_hand),
+        ),
+        8 => (
+            "somebody removes a container",
+            on_one(pick, FakeEngine::remove_by_hand),
+        ),
+        9 => (
+            "somebody renames a container",
+            on_one(pick, |engine, id| {
+                engine.rename_by_hand(id, &format!("mine-{}", &id[60..]));
+            }),
+        ),
+        10 => (
+            "somebody prunes all images",
+            Box::new(|engine| engine.prune_by_hand(true)),
+        ),
+        11 => (
+            "somebody kills a container",
+            on_one(pick, FakeEngine::kill_by_hand),
+        ),
+        12 => (
+            "somebody stops a container",
+            on_one(pick, FakeEngine::stop_by_hand),
+        ),
+        13 => (
+            "a container crashes",
+            on_one(pick, |engine, id| engine.crash(id, 5)),
+        ),
+        _ => (
+            "a removal takes long",
+            on_one(pick, |engine, id| engine.remove_slowly(id, Some(4_000))),
+        ),
+    };
     device.engine.disturb(number, moment, fault);
     format!("{what} {moment:?} call {number}")
 }

@@ -302,8 +302,9 @@ impl<'a> View<'a> {
         if !taken(&name) {
             return name;
         }
-        // One that is being removed, or was made anew: the first free number.
-        (2_u32..)
+        // One that is being removed, or was made anew: the first free number; one more than there are names is enough.
+        let names = observed.containers.len() + observed.sandboxes.len() + observed.strangers.len();
+        (2..=names + 2)
             .map(|number| format!("{name}-{number}"))
             .find(|name| !taken(name))
             .unwrap_or(name)
