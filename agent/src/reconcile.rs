@@ -300,6 +300,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             None => {
                 self.repeated.1 = 0;
                 self.keep_reserve();
+                if plan.is_converged() {
+                    self.keep_files(&accepted.target);
+                }
                 let until = plan.look_again.map(|at| at.since_ms(now).max(0));
                 let until = until.and_then(|ms| u64::try_from(ms).ok());
                 // One more millisecond: the end itself must lie behind the next look.
@@ -579,6 +582,22 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     fn keep_reserve(&self) {
         if self.pulls.is_empty() && self.parts.reserve.make() {
             self.parts.shared.clear_notice(RESERVE_USED);
+        }
+    }
+
+    /// Clears away the files of secrets and configs that no spec needs any more. Only when all runs as
+    /// the target says: until then a container may be up whose spec is nowhere else.
+    fn keep_files(&self, target: &TargetState) {
+        let wanted = target
+            .services()
+            .map(|(key, service)| (key, &service.config));
+        let good = self.histories.iter().filter_map(|(key, history)| {
+            let good = history.last_good.as_ref()?;
+            Some((key.clone(), &good.config))
+        });
+        let wanted = wanted.chain(good);
+        if let Err(error) = secrets::keep_only(&self.parts.files.runtime_dir, wanted) {
+            tracing::warn!(error = %error, "files of secrets that nothing needs cannot be cleared away");
         }
     }
 

@@ -212,11 +212,11 @@ fn is_in_memory(folder: &Path) -> io::Result<bool> {
 /// A file that a container uses must stay: the engine needs it again when it restarts the container.
 pub fn keep_only<'s>(
     runtime_dir: &Path,
-    wanted: impl IntoIterator<Item = (&'s ServiceKey, &'s ServiceSpec)>,
+    wanted: impl IntoIterator<Item = (ServiceKey, &'s ServiceSpec)>,
 ) -> io::Result<()> {
     let keep: Vec<PathBuf> = wanted
         .into_iter()
-        .map(|(key, spec)| folder(runtime_dir, key, spec))
+        .map(|(key, spec)| folder(runtime_dir, &key, spec))
         .collect();
     for app in folders(&runtime_dir.join("files"))? {
         for service in folders(&app)? {

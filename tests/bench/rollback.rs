@@ -36,14 +36,21 @@ const DISK_BYTES: u64 = 256 << 20;
 
 /// So many rollbacks; how long each took. One that does not come back is an error.
 pub(crate) async fn rollbacks(trouble: Trouble, many: usize) -> anyhow::Result<Vec<Duration>> {
+    let full = trouble == Trouble::DiskFull;
     let private = Private {
-        disk: (trouble == Trouble::DiskFull).then(|| SmallDisk::of(DISK_BYTES)),
+        disk: full.then(|| SmallDisk::of(DISK_BYTES)),
         ..Private::default()
     };
     let engine = Engine::private_with(private).await?;
     let site = Site::on(engine, api::Options::default(), Login::Open, None).await?;
     let line = TcpTap::start(site.api.address()).await?;
-    let adjust = |options: agent::Options| options.set("log", "level", "info");
+    // As on most devices: engine and agent share a disk, so that the reserve is room for the way back.
+    let state = full.then(|| Ok::<_, anyhow::Error>(site.engine.data()?.join("agent")));
+    let state = state.transpose()?;
+    let adjust = |options: agent::Options| agent::Options {
+        state,
+        ..options.set("log", "level", "info")
+    };
     let mut serving = Serving::through(line.url(), site, adjust).await?;
     let mut took = Vec::new();
     for run in 0..many {
@@ -65,23 +72,22 @@ async fn one(
     let tag = format!("bad-{run}");
     let bad = Image::web(&serving.repository, &tag).file("/bin/serve", dies);
     let bad = serving.push(bad, &tag).await?;
-    let stop = Rule::on("POST /containers/*/stop").when(When::AfterResponse);
-    let stopped = match trouble {
-        Trouble::Offline => serving.device.tap.arm(stop),
+    let at = |call| Rule::on(call).when(When::AfterResponse);
+    let reached = match trouble {
+        Trouble::Offline => serving.device.tap.arm(at("POST /containers/*/stop")),
         Trouble::DiskFull => {
             let data = serving.site.engine.data()?;
             let full = move |_: &Call| {
                 // Whatever does not fit any more is what full means.
                 let _ = fill(&data, 0);
             };
-            serving
-                .device
-                .tap
-                .arm(stop.then(Action::Run(Arc::new(full))))
+            // Only a candidate that runs can fail its gate: a full disk lets no new one start.
+            let rule = at("POST /containers/*/start").then(Action::Run(Arc::new(full)));
+            serving.device.tap.arm(rule)
         }
     };
     serving.set(&bad).await?;
-    stopped.wait(CONVERGES_WITHIN).await?;
+    reached.wait(CONVERGES_WITHIN).await?;
     if trouble == Trouble::Offline {
         line.set(Mode::Cut);
         serving.site.registry.stop();

@@ -12,6 +12,9 @@ use crate::site::{CONVERGES_WITHIN, Device, Site, page, service, target, wait_fo
 use crate::wait::{try_wait_for, wait_for};
 use crate::{api, place, registry};
 
+/// Makes an image unlike that of any other test: the engine is shared, and has equal images once.
+const OF: &str = "test.repository";
+
 /// A site and its one device.
 #[derive(Debug)]
 pub struct Serving {
@@ -56,9 +59,8 @@ impl Serving {
         adjust: impl FnOnce(agent::Options) -> agent::Options,
     ) -> anyhow::Result<Self> {
         let repository = format!("web-{}", place::unique());
-        let one = Image::healthy_web(&repository, "one")
-            .push(&site.registry, "one")
-            .await?;
+        let one = Image::healthy_web(&repository, "one").label(OF, &repository);
+        let one = one.push(&site.registry, "one").await?;
         let mut device = site.device_at(api, adjust).await?;
         let port = device.port()?;
         device.agent.run()?;
@@ -76,8 +78,8 @@ impl Serving {
 
     /// Another version that works.
     pub async fn good(&self, version: &str) -> anyhow::Result<Pushed> {
-        self.push(Image::healthy_web(&self.repository, version), version)
-            .await
+        let image = Image::healthy_web(&self.repository, version);
+        self.push(image.label(OF, &self.repository), version).await
     }
 
     /// Pushes an image of the service's repository.

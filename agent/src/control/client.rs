@@ -155,7 +155,8 @@ impl ClientError {
                 ..
             } => Again::AfterMs(*pause_ms),
             Self::Refused { status, .. } => match status {
-                408 | 425 | 429 | 500..=599 => Again::Later,
+                // Redirects are not followed; one may come from a captive portal, which passes.
+                300..=399 | 408 | 425 | 429 | 500..=599 => Again::Later,
                 _ => Again::Never,
             },
             Self::Unreachable { .. } | Self::TooLarge { .. } | Self::Nonsense { .. } => {

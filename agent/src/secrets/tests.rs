@@ -124,7 +124,7 @@ fn only_the_files_of_wanted_specs_stay() {
         let files = files(&place.runtime_dir, &key(service), spec);
         files[0].path.exists()
     };
-    keep_only(&place.runtime_dir, [(&key("web"), &new)]).unwrap();
+    keep_only(&place.runtime_dir, [(key("web"), &new)]).unwrap();
     assert!(exists("web", &new) && !exists("web", &old) && !exists("db", &other));
     keep_only(&place.runtime_dir, []).unwrap();
     assert!(!place.runtime_dir.join("files/1001").exists());

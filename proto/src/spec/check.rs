@@ -183,6 +183,13 @@ impl ServiceSpec {
     }
 
     fn check_network(&self, at: &Pointer, errors: &mut Vec<FieldError>) {
+        // Compose's answer to a person's own command; a device that acts by itself would interrupt what
+        // nobody asked it to.
+        for (name, _) in self.depends_on.iter().filter(|(_, needed)| needed.restart) {
+            let detail = "not accepted: a device restarts no service because another was updated";
+            let dependency = at.member("depends_on").member(name);
+            errors.push(dependency.member("restart").error(detail));
+        }
         if let Some(mode) = &self.network_mode {
             if !self.networks.is_empty() {
                 let detail = "a service has either networks or a network_mode";

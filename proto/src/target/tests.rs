@@ -102,6 +102,12 @@ fn every_fault_names_its_path() {
             ),
             "/apps/1/services/0/config/depends_on: ",
         ),
+        (
+            app(
+                r#"{"serviceId":1,"serviceName":"a","imageName":"x","config":{"depends_on":{"b":{"restart":true}}}}"#,
+            ),
+            "/apps/1/services/0/config/depends_on/b/restart: not accepted",
+        ),
     ] {
         let found = errors(&json);
         assert!(

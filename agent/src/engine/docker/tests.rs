@@ -253,15 +253,24 @@ fn ports_are_published_where_the_device_forwards_them() {
 }
 
 #[test]
-fn connections_are_told_with_their_names() {
+fn what_shares_a_network_has_no_connections_of_its_own() {
     let found = inspected(
         r#"{"Id":"c1","Image":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "HostConfig":{"NetworkMode":"container:c0ffee"},
-            "NetworkSettings":{"Networks":{"n":{"NetworkID":"","Aliases":null,"IPAddress":""},
-                "m":{"NetworkID":"m1","Aliases":["web"],"IPAddress":"10.0.0.2"}}}}"#,
+            "NetworkSettings":{"Networks":{"m":{"NetworkID":"m1","Aliases":["web"],"IPAddress":"10.0.0.2"}}}}"#,
     );
     assert_eq!(found.shares.as_deref(), Some("c0ffee"));
     assert!(found.image_id.is_some());
+    assert!(found.networks.is_empty());
+}
+
+#[test]
+fn connections_are_told_with_their_names() {
+    let found = inspected(
+        r#"{"Id":"c1","NetworkSettings":{"Networks":{"n":{"NetworkID":"","Aliases":null,"IPAddress":""},
+            "m":{"NetworkID":"m1","Aliases":["web"],"IPAddress":"10.0.0.2"}}}}"#,
+    );
+    assert_eq!(found.shares, None);
     assert_eq!(
         found.networks["n"],
         super::super::EngineAttachment::default()

@@ -392,14 +392,19 @@ impl World {
         self.containers.iter().filter_map(due).chain(back).min()
     }
 
-    /// The engine comes back: what still runs is killed, then policies decide (measured: M9).
+    /// The engine comes back: what still runs is stopped, then policies decide (measured: M9).
     pub(super) fn return_of_the_engine(&mut self, now_ms: u64) {
         self.daemon = Daemon::Up;
         self.wedged.clear();
         for container in self.containers.values_mut() {
             if container.state.is_up() {
                 let restarting = container.state == ContainerState::Restarting;
-                let code = if restarting { 1 } else { 137 };
+                // It is stopped as by a person: SIGTERM, the grace, SIGKILL.
+                let code = match (restarting, container.behaviour.ignores_sigterm) {
+                    (true, _) => 1,
+                    (false, true) => 137,
+                    (false, false) => 0,
+                };
                 container.process = None;
                 container.published.clear();
                 container.state = ContainerState::Exited { code };
