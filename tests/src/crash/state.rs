@@ -58,6 +58,9 @@ impl Container {
     }
 }
 
+/// What the agent's own tags on images of services begin with.
+const KEEP: &str = "holdfast.local/keep/";
+
 /// A device on its engine at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -162,9 +165,16 @@ impl Snapshot {
             })
             .collect();
         lines.extend(self.networks.iter().map(|name| format!("network {name}")));
+        // What was good before `before` may be kept: the lane's last scenario decides whether there is one.
+        let mut previous = 0;
         for (image, tags) in &self.images {
             let foreign = |tag: &&String| cast.foreign.iter().any(|own| tag.starts_with(own));
             let ours = tags.iter().filter(|tag| !foreign(tag));
+            let ours = ours.filter(|tag| {
+                let is_previous = cast.name(image) == "other" && tag.starts_with(KEEP);
+                previous += usize::from(is_previous);
+                !is_previous || previous > 1
+            });
             lines.extend(ours.map(|tag| match cast.name(image) {
                 // An image of the agent's own making is known by its name.
                 "other" => format!("tag {}", tag.split(':').next().unwrap_or(tag)),
