@@ -22,7 +22,7 @@ const FILE: &str = "reserve";
 /// Less than this is full: one more intent and one more change of a container may not fit.
 const FULL_BYTES: u64 = 4 << 20;
 /// Written at once where a file system cannot allocate without writing.
-static BLOCK: [u8; 64 << 10] = [0; 64 << 10];
+static BLOCK: [u8; 4 << 10] = [0; 4 << 10];
 
 /// The reserve of one state folder.
 pub struct Reserve {

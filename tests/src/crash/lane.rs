@@ -94,6 +94,7 @@ impl Lane {
             self.pid = self.site.engine.pid()?;
         }
         self.device = self.site.device().await?;
+        self.forget_own_images().await?;
         self.watch = Watch::start(self.site.engine.docker(), &self.device.uuid);
         self.watch.connected().await?;
         self.witness.forget_volume();

@@ -163,7 +163,14 @@ impl Lane {
         let going = self.go(point.scenario).await?;
         let died = tokio::select! {
             call = fired.wait(RECOVERS_WITHIN) => Some(call?),
-            end = self.passed_by(&recording.signature, &going) => { end?; None }
+            end = self.passed_by(&recording.signature, &going) => match end {
+                Ok(()) => None,
+                // An agent that died there is also one that came to no end.
+                Err(error) => match fired.wait(DIES_WITHIN).await {
+                    Ok(call) => Some(call),
+                    Err(_) => return Err(error),
+                },
+            },
         };
         let Some(call) = died else {
             return Ok((going, None));
