@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use holdfast_registry::Mirror;
 use serde_yaml::{Mapping, Value};
 
 use crate::secret::Secret;
@@ -87,6 +88,12 @@ pub struct Registry {
     pub credentials: Option<(String, Secret)>,
     /// Other hosts that may issue tokens for it.
     pub realm_hosts: Vec<String>,
+    /// Hosts in private networks that it may redirect to.
+    pub private_hosts: Vec<String>,
+    /// Asked before it, in this order.
+    pub mirrors: Vec<Mirror>,
+    /// Certificates that may sign for it.
+    pub ca_pem: Option<Vec<u8>>,
 }
 
 /// The configuration, checked.

@@ -40,7 +40,7 @@ fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
         settings
             .credentials
             .as_ref()
-            .map(|(username, password)| registry::Credentials {
+            .map(|(username, password)| registry::Credentials::Password {
                 username: username.clone(),
                 password: registry::Secret::new(password.expose().to_owned()),
             });
@@ -48,6 +48,9 @@ fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
         plain_http: settings.plain_http,
         credentials,
         realm_hosts: settings.realm_hosts.clone(),
+        private_hosts: settings.private_hosts.clone(),
+        mirrors: settings.mirrors.clone(),
+        ca_pem: settings.ca_pem.clone(),
     };
     (canonical(&settings.host), special)
 }

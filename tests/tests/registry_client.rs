@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_proto::image::{Digest, Platform, Reference};
 use holdfast_registry::{
-    Client, Credentials, RegistryError, RegistrySettings, Resolved, RetryAdvice, Secret, Settings,
-    Timeouts,
+    Client, Credentials, Reach, RegistryError, RegistrySettings, Resolved, RetryAdvice, Secret,
+    Settings, Timeouts,
 };
 use holdfast_tests::api;
 use holdfast_tests::images::{Image, Kind};
@@ -23,6 +23,8 @@ fn client_with(adjust: impl FnOnce(&mut Settings)) -> Client {
     let _ = api::client();
     let mut settings = Settings {
         cache_ttl: Duration::ZERO,
+        // The lab's registries are on this machine.
+        reach: Reach::Anywhere,
         ..Settings::default()
     };
     adjust(&mut settings);
@@ -154,7 +156,7 @@ async fn logins_are_asked_for_and_a_wrong_one_says_so() -> anyhow::Result<()> {
         let pushed = Image::web("private", "1").push(&registry, "1").await?;
         let wanted = reference(&pushed.reference());
         let known = |password: Option<&str>| {
-            let credentials = password.map(|password| Credentials {
+            let credentials = password.map(|password| Credentials::Password {
                 username: "reader".to_owned(),
                 password: Secret::new(password.to_owned()),
             });
@@ -362,7 +364,7 @@ async fn a_login_never_goes_to_a_realm_or_redirect_of_somebody_else() -> anyhow:
     let (server, name) =
         odd(move |_| respond(401, &[("www-authenticate", realm.as_str())], "")).await?;
     let with_login = |host: String| {
-        let credentials = Some(Credentials {
+        let credentials = Some(Credentials::Password {
             username: "u".to_owned(),
             password: Secret::new("canary".to_owned()),
         });

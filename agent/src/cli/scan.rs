@@ -19,6 +19,8 @@ pub(super) async fn scan(
     let info = engine.describe().await?;
     let registries = holdfast_registry::Client::new(holdfast_registry::Settings {
         user_agent: concat!("holdfast-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
+        // The engine here pulls from these very places; whoever asks may open its socket.
+        reach: holdfast_registry::Reach::Anywhere,
         ..holdfast_registry::Settings::default()
     })?;
     let reports = report::scan(engine.running().await?, info.store, &registries).await;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
 
+use holdfast_registry::MirrorError;
+
 use super::{ConfigError, Fault, Log, LogFormat, Registry, Settings, repeated};
 use crate::secret::Secret;
 use crate::store::Location;
@@ -67,6 +69,11 @@ struct RegistryInput {
     password_file: Option<PathBuf>,
     #[serde(default)]
     realm_hosts: Vec<String>,
+    #[serde(default)]
+    private_hosts: Vec<String>,
+    #[serde(default)]
+    mirrors: Vec<String>,
+    ca_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for RegistryInput {
@@ -270,11 +277,32 @@ fn registries(inputs: Vec<RegistryInput>, faults: &mut Faults) -> Vec<Registry> 
                     None
                 }
             };
+            let mut mirrors = Vec::new();
+            for (number, text) in input.mirrors.iter().enumerate() {
+                match text.parse() {
+                    Ok(mirror) => mirrors.push(mirror),
+                    Err(error) => faults.add(
+                        format!("{path}.mirrors[{number}]"),
+                        MirrorError::to_string(&error),
+                    ),
+                }
+            }
+            let ca_pem = input.ca_file.and_then(|file| match std::fs::read(&file) {
+                Ok(pem) => Some(pem),
+                Err(error) => {
+                    let detail = format!("cannot be read from {}: {error}", file.display());
+                    faults.add(format!("{path}.ca_file"), detail);
+                    None
+                }
+            });
             Registry {
                 host: input.host,
                 plain_http: input.plain_http,
                 credentials,
                 realm_hosts: input.realm_hosts,
+                private_hosts: input.private_hosts,
+                mirrors,
+                ca_pem,
             }
         })
         .collect()

@@ -4,19 +4,21 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_proto::image::Repository;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::error::RegistryError;
+use crate::place::Place;
 use crate::settings::Secret;
 
 /// Lifetime of a token whose server does not say (distribution token specification).
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 /// A token is not used in its last seconds: it must still be good when the request arrives.
 const MARGIN: Duration = Duration::from_secs(10);
+/// Nobody says how long a token that was given to us works; when it does not, the registry will.
+const GIVEN_LIFETIME: Duration = Duration::from_mins(10);
 /// Tokens kept at most; beyond it those that have expired make room, then any.
 const MAX_TOKENS: usize = 1_024;
 
@@ -99,12 +101,9 @@ pub(crate) struct TokenRequest {
 
 impl TokenRequest {
     /// What a Bearer challenge asks for. The scope is always ours: pull from this one repository.
-    pub(crate) fn new(
-        challenge: &Challenge,
-        repository: &Repository,
-    ) -> Result<Self, RegistryError> {
+    pub(crate) fn new(challenge: &Challenge, place: &Place) -> Result<Self, RegistryError> {
         let refuse = |why: &str| RegistryError::RealmRefused {
-            registry: repository.registry().to_owned(),
+            registry: place.registry.clone(),
             why: why.to_owned(),
         };
         let realm = challenge
@@ -115,14 +114,10 @@ impl TokenRequest {
             .parse()
             .map_err(|_| refuse("its realm is not an address"))?;
         let service = challenge.parameters.get("service").cloned();
-        let mut query = vec![("scope", scope(repository))];
+        let mut query = vec![("scope", format!("repository:{}:pull", place.path))];
         query.extend(service.map(|service| ("service", service)));
         Ok(Self { realm, query })
     }
-}
-
-fn scope(repository: &Repository) -> String {
-    format!("repository:{}:pull", repository.path())
 }
 
 /// What a token server answers.
@@ -137,9 +132,17 @@ pub(crate) struct TokenAnswer {
 #[derive(Clone, Debug)]
 pub(crate) enum Login {
     /// User name and password with each request.
-    Basic,
+    Basic { username: String, password: Secret },
     /// A token.
     Bearer { token: Secret, good_until: Instant },
+}
+
+impl Login {
+    /// A token that was given to us, for as long as it works.
+    pub(crate) fn given(token: Secret, now: Instant) -> Self {
+        let good_until = now + GIVEN_LIFETIME;
+        Self::Bearer { token, good_until }
+    }
 }
 
 impl TokenAnswer {
@@ -160,20 +163,20 @@ impl TokenAnswer {
     }
 }
 
-/// Logins that worked, by repository.
+/// Logins that worked, by where and for whom.
 #[derive(Debug, Default)]
-pub(crate) struct Logins(Mutex<HashMap<Repository, Login>>);
+pub(crate) struct Logins(Mutex<HashMap<(Place, String), Login>>);
 
 impl Logins {
-    pub(crate) fn get(&self, repository: &Repository, now: Instant) -> Option<Login> {
+    pub(crate) fn get(&self, place: &Place, who: &str, now: Instant) -> Option<Login> {
         let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         logins
-            .get(repository)
+            .get(&(place.clone(), who.to_owned()))
             .filter(|login| is_good(login, now))
             .cloned()
     }
 
-    pub(crate) fn put(&self, repository: &Repository, login: Login, now: Instant) {
+    pub(crate) fn put(&self, place: &Place, who: &str, login: Login, now: Instant) {
         let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() >= MAX_TOKENS {
             logins.retain(|_, login| is_good(login, now));
@@ -181,18 +184,18 @@ impl Logins {
                 logins.clear();
             }
         }
-        logins.insert(repository.clone(), login);
+        logins.insert((place.clone(), who.to_owned()), login);
     }
 
-    pub(crate) fn forget(&self, repository: &Repository) {
+    pub(crate) fn forget(&self, place: &Place, who: &str) {
         let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.remove(repository);
+        logins.remove(&(place.clone(), who.to_owned()));
     }
 }
 
 fn is_good(login: &Login, now: Instant) -> bool {
     match login {
-        Login::Basic => true,
+        Login::Basic { .. } => true,
         Login::Bearer { good_until, .. } => *good_until > now,
     }
 }

@@ -46,61 +46,85 @@ impl Documents {
     }
 }
 
-type Key = (Repository, String);
+/// A tag, and for whom it was asked: what one may see is not told to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) repository: Repository,
+    pub(crate) tag: String,
+    pub(crate) who: String,
+}
 
-/// The newest answer for one tag; whoever holds the lock is the one who asks.
-type Slot = Arc<tokio::sync::Mutex<Option<(Instant, ResolvedImage)>>>;
+/// What was found out about one tag.
+#[derive(Debug, Default)]
+struct Answer {
+    /// The newest image, and when it was asked for.
+    image: Option<(Instant, ResolvedImage)>,
+    /// A failure since then.
+    failure: Option<(Instant, RegistryError)>,
+}
+
+/// Whoever holds the lock is the one who asks.
+type Slot = Arc<tokio::sync::Mutex<Answer>>;
 
 /// Recent answers for tags, and at most one question at a time for each.
 #[derive(Debug)]
 pub(crate) struct Answers {
     ttl: Duration,
+    failure_ttl: Duration,
     slots: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Answers {
-    pub(crate) fn new(ttl: Duration) -> Self {
+    pub(crate) fn new(ttl: Duration, failure_ttl: Duration) -> Self {
         Self {
             ttl,
+            failure_ttl: failure_ttl.min(ttl),
             slots: Mutex::default(),
         }
     }
 
-    fn slot(&self, repository: &Repository, tag: &str) -> Slot {
+    fn slot(&self, key: Key) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= MAX_ANSWERS {
             // What nobody waits for makes room.
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         }
-        Arc::clone(
-            slots
-                .entry((repository.clone(), tag.to_owned()))
-                .or_default(),
-        )
+        Arc::clone(slots.entry(key).or_default())
     }
 
     /// The answer for a tag: a recent one, or what `ask` finds out given the last one known.
     pub(crate) async fn get<F>(
         &self,
-        repository: &Repository,
-        tag: &str,
+        key: Key,
         ask: impl FnOnce(Option<ResolvedImage>) -> F,
     ) -> Result<ResolvedImage, RegistryError>
     where
         F: Future<Output = Result<ResolvedImage, RegistryError>>,
     {
-        let slot = self.slot(repository, tag);
+        let slot = self.slot(key);
         let arrived = Instant::now();
-        let mut newest = slot.lock().await;
-        if let Some((at, image)) = &*newest {
-            // Asked while we waited for the lock, or recently enough.
-            if *at >= arrived || at.elapsed() < self.ttl {
-                return Ok(image.clone());
-            }
+        let mut answer = slot.lock().await;
+        // Asked while we waited for the lock, or recently enough.
+        let is_fresh = |at: Instant, ttl: Duration| at >= arrived || at.elapsed() < ttl;
+        match (&answer.failure, &answer.image) {
+            (Some((at, error)), _) if is_fresh(*at, self.failure_ttl) => return Err(error.clone()),
+            (None, Some((at, image))) if is_fresh(*at, self.ttl) => return Ok(image.clone()),
+            _ => {}
         }
         let asked_at = Instant::now();
-        let image = ask(newest.as_ref().map(|(_, image)| image.clone())).await?;
-        *newest = Some((asked_at, image.clone()));
-        Ok(image)
+        let known = answer.image.as_ref().map(|(_, image)| image.clone());
+        match ask(known).await {
+            Ok(image) => {
+                *answer = Answer {
+                    image: Some((asked_at, image.clone())),
+                    failure: None,
+                };
+                Ok(image)
+            }
+            Err(error) => {
+                answer.failure = Some((asked_at, error.clone()));
+                Err(error)
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Owns one request to a registry: login, redirects, limits, time-outs, and a whole verified answer.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,18 +8,19 @@ use std::time::Duration;
 use holdfast_proto::image::{Digest, Repository};
 use holdfast_proto::time::retry_after_seconds;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderMap, IF_NONE_MATCH, LOCATION,
-    RETRY_AFTER,
+    ACCEPT, CONTENT_TYPE, DATE, ETAG, HeaderMap, IF_NONE_MATCH, LINK, LOCATION, RETRY_AFTER,
 };
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::addresses::{self, Filter};
 use crate::auth::{Login, Logins, TokenAnswer, TokenRequest, challenges};
 use crate::cache::{Answers, Documents};
 use crate::error::RegistryError;
 use crate::guard::{check_realm, check_redirect};
-use crate::settings::{Exchange, Settings};
+use crate::place::Place;
+use crate::settings::{Credentials, Exchange, Identity, RateLimit, Settings};
 
 /// Requests to one registry at a time: enough to hide latency, too few to be taken for a flood.
 const REQUESTS_PER_REGISTRY: usize = 4;
@@ -26,6 +28,8 @@ const REQUESTS_PER_REGISTRY: usize = 4;
 const MAX_REDIRECTS: usize = 3;
 /// A token answer is a few kilobytes.
 const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// What we call ourselves at token servers.
+const CLIENT_ID: &str = "holdfast";
 /// Longest wait that a `Retry-After` can impose; more is taken for a mistake.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
@@ -33,6 +37,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
+    /// For hosts with certificates of their own.
+    http_of: HashMap<String, reqwest::Client>,
+    filter: Filter,
     pub(crate) settings: Settings,
     logins: Logins,
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
@@ -51,10 +58,12 @@ struct Lane {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Question<'a> {
     pub(crate) repository: &'a Repository,
+    /// Whose credentials count; the configured ones without.
+    pub(crate) who: Option<&'a Identity>,
     pub(crate) method: &'a Method,
-    /// `manifests` or `blobs`.
+    /// `manifests`, `blobs` or `tags`.
     pub(crate) kind: &'static str,
-    /// A tag or a digest.
+    /// A tag or a digest, or `list` of tags, with its query.
     pub(crate) name: &'a str,
     pub(crate) accept: &'static str,
     pub(crate) if_none_match: Option<&'a Digest>,
@@ -80,25 +89,50 @@ pub(crate) struct Fetched {
     pub(crate) method_refused: bool,
     pub(crate) announced: Option<String>,
     pub(crate) content_type: Option<String>,
+    /// Where the rest of a list is.
+    pub(crate) link: Option<String>,
     pub(crate) body: Vec<u8>,
+}
+
+/// One way to each kind of host, all through the filter of addresses.
+fn http(
+    settings: &Settings,
+    filter: &Filter,
+    ca_pem: Option<&[u8]>,
+) -> Result<reqwest::Client, RegistryError> {
+    let failed = |error: reqwest::Error| RegistryError::Client {
+        reason: error.to_string(),
+    };
+    let mut builder = reqwest::Client::builder()
+        .user_agent(settings.user_agent.clone())
+        .connect_timeout(settings.timeouts.connect)
+        .timeout(settings.timeouts.request)
+        .dns_resolver(filter.clone())
+        // Followed by hand: the login must not go along to another host.
+        .redirect(reqwest::redirect::Policy::none());
+    if let Some(pem) = ca_pem {
+        let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(failed)
 }
 
 impl Client {
     /// A client; the process must have installed a TLS provider before.
     pub fn new(settings: Settings) -> Result<Self, RegistryError> {
-        let http = reqwest::Client::builder()
-            .user_agent(settings.user_agent.clone())
-            .connect_timeout(settings.timeouts.connect)
-            .timeout(settings.timeouts.request)
-            // Followed by hand: the login must not go along to another host.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| RegistryError::Client {
-                reason: error.to_string(),
-            })?;
+        let filter = Filter::new(&settings);
+        let mut http_of = HashMap::new();
+        for (registry, special) in &settings.registries {
+            if let Some(pem) = &special.ca_pem {
+                let client = http(&settings, &filter, Some(pem))?;
+                http_of.insert(registry.to_ascii_lowercase(), client);
+            }
+        }
         Ok(Self {
-            http,
-            answers: Answers::new(settings.cache_ttl),
+            http: http(&settings, &filter, None)?,
+            http_of,
+            filter,
+            answers: Answers::new(settings.cache_ttl, settings.failure_ttl),
             settings,
             logins: Logins::default(),
             lanes: Mutex::default(),
@@ -117,10 +151,33 @@ impl Client {
         Arc::clone(lane)
     }
 
-    /// Asks, logs in if the registry wants that, and reads the whole answer.
+    /// Asks the mirrors, then the registry itself; the first good answer counts.
     pub(crate) async fn fetch(&self, question: &Question<'_>) -> Result<Fetched, RegistryError> {
-        let registry = question.repository.registry();
-        let lane = self.lane(registry);
+        let repository = question.repository;
+        // Whoever has credentials of their own has them for the registry itself.
+        let mirrors = match question.who {
+            None => Place::mirrors(&self.settings, repository),
+            Some(_) => Vec::new(),
+        };
+        for mirror in mirrors {
+            match self.fetch_at(question, &mirror).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => tracing::debug!(
+                    mirror = %mirror.host, registry = repository.registry(), error = %error,
+                    "a mirror did not answer; the next one is asked"
+                ),
+            }
+        }
+        self.fetch_at(question, &Place::origin(repository)).await
+    }
+
+    /// Asks one server, logs in if it wants that, and reads the whole answer.
+    async fn fetch_at(
+        &self,
+        question: &Question<'_>,
+        place: &Place,
+    ) -> Result<Fetched, RegistryError> {
+        let lane = self.lane(&place.registry);
         // The semaphore is never closed.
         let _permit = lane.permits.acquire().await;
         let not_before = *lane
@@ -129,81 +186,128 @@ impl Client {
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(wait) = not_before.and_then(|at| at.checked_duration_since(Instant::now())) {
             return Err(RegistryError::RateLimited {
-                registry: registry.to_owned(),
+                registry: place.registry.clone(),
                 retry_after: Some(wait),
             });
         }
-        let fetched = self.fetch_with_login(question).await;
-        if let Err(RegistryError::RateLimited {
-            retry_after: Some(wait),
-            ..
-        }) = &fetched
+        let fetched = self.fetch_with_login(question, place).await;
+        // Said with 503 it means the same as with 429.
+        if let Err(
+            RegistryError::RateLimited { retry_after, .. }
+            | RegistryError::Server { retry_after, .. },
+        ) = &fetched
+            && let Some(wait) = *retry_after
         {
             *lane
                 .not_before
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + *wait);
+                .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + wait);
         }
         fetched
     }
 
-    async fn fetch_with_login(&self, question: &Question<'_>) -> Result<Fetched, RegistryError> {
-        let repository = question.repository;
-        let known = self.logins.get(repository, Instant::now());
-        let response = self.send(question, known.as_ref()).await?;
+    async fn fetch_with_login(
+        &self,
+        question: &Question<'_>,
+        place: &Place,
+    ) -> Result<Fetched, RegistryError> {
+        let who = question.who.map_or("", |who| who.id.as_str());
+        let known = self.logins.get(place, who, Instant::now());
+        let response = self.send(question, place, known.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            return self.read(question, response).await;
+            return self.read(question, place, response).await;
         }
         // A login that was good may have been revoked: one fresh challenge decides.
-        self.logins.forget(repository);
-        let login = self.log_in(repository, response.headers()).await?;
-        let response = self.send(question, Some(&login)).await?;
+        self.logins.forget(place, who);
+        let credentials = self.credentials(question, place).await?;
+        let login = self
+            .log_in(place, credentials.as_deref(), response.headers())
+            .await?;
+        let response = self.send(question, place, Some(&login)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            self.logins.put(repository, login, Instant::now());
+            self.logins.put(place, who, login, Instant::now());
         }
-        self.read(question, response).await
+        self.read(question, place, response).await
     }
 
-    fn url(&self, question: &Question<'_>) -> Result<Url, RegistryError> {
-        let repository = question.repository;
-        let scheme = if self.settings.is_plain(repository.registry()) {
+    /// Whoever asks has credentials for the registry itself; a mirror knows the configured ones alone.
+    async fn credentials<'a>(
+        &'a self,
+        question: &Question<'a>,
+        place: &Place,
+    ) -> Result<Option<Cow<'a, Credentials>>, RegistryError> {
+        let registry = place.registry.as_str();
+        let configured = match question.who {
+            Some(who) => Some(&who.credentials),
+            None => self
+                .settings
+                .of(registry)
+                .and_then(|special| special.credentials.as_ref()),
+        };
+        match (configured, &self.settings.keychain) {
+            (Some(credentials), _) => Ok(Some(Cow::Borrowed(credentials))),
+            (None, Some(keychain)) => match keychain.find(registry).await {
+                Ok(found) => Ok(found.map(Cow::Owned)),
+                Err(error) => Err(RegistryError::Keychain {
+                    registry: registry.to_owned(),
+                    why: error.to_string(),
+                }),
+            },
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn url(&self, question: &Question<'_>, place: &Place) -> Result<Url, RegistryError> {
+        let scheme = if self.settings.is_plain(&place.registry) {
             "http"
         } else {
             "https"
         };
-        let host = repository.api_host();
+        let Place { host, path, .. } = place;
         let text = format!(
-            "{scheme}://{host}/v2/{}/{}/{}",
-            repository.path(),
-            question.kind,
-            question.name
+            "{scheme}://{host}/v2/{path}/{}/{}",
+            question.kind, question.name
         );
         text.parse().map_err(|_| RegistryError::Unreachable {
-            registry: repository.registry().to_owned(),
+            registry: place.registry.clone(),
             reason: "its name makes no address".to_owned(),
         })
+    }
+
+    fn http_for(&self, url: &Url) -> &reqwest::Client {
+        let host = url.host_str().unwrap_or_default();
+        let with_port = url.port().map(|port| format!("{host}:{port}"));
+        let special = with_port.and_then(|host| self.http_of.get(&host));
+        special
+            .or_else(|| self.http_of.get(host))
+            .unwrap_or(&self.http)
     }
 
     async fn send(
         &self,
         question: &Question<'_>,
+        place: &Place,
         login: Option<&Login>,
     ) -> Result<Response, RegistryError> {
-        let registry = question.repository.registry();
-        let mut url = self.url(question)?;
+        let registry = place.registry.as_str();
+        let mut url = self.url(question, place)?;
         let mut with_login = true;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self
-                .http
+                .http_for(&url)
                 .request(question.method.clone(), url.clone())
                 .header(ACCEPT, question.accept);
             if let Some(digest) = question.if_none_match {
                 request = request.header(IF_NONE_MATCH, format!("\"{digest}\""));
             }
-            if let Some(login) = login.filter(|_| with_login) {
-                request = self.logged_in(request, registry, login);
+            match login.filter(|_| with_login) {
+                Some(Login::Bearer { token, .. }) => request = request.bearer_auth(token.expose()),
+                Some(Login::Basic { username, password }) => {
+                    request = request.basic_auth(username, Some(password.expose()));
+                }
+                None => {}
             }
-            let response = self.timed(registry, request).await?;
+            let response = self.timed(registry, &url, request).await?;
             let status = response.status();
             let location = response
                 .headers()
@@ -224,43 +328,27 @@ impl Client {
         })
     }
 
-    fn logged_in(
-        &self,
-        request: reqwest::RequestBuilder,
-        registry: &str,
-        login: &Login,
-    ) -> reqwest::RequestBuilder {
-        match login {
-            Login::Bearer { token, .. } => {
-                request.header(AUTHORIZATION, format!("Bearer {}", token.expose()))
-            }
-            Login::Basic => match self
-                .settings
-                .of(registry)
-                .and_then(|s| s.credentials.as_ref())
-            {
-                Some(login) => request.basic_auth(&login.username, Some(login.password.expose())),
-                None => request,
-            },
-        }
-    }
-
     async fn timed(
         &self,
         registry: &str,
+        url: &Url,
         request: reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
+        self.filter
+            .check(url)
+            .map_err(|refused| RegistryError::AddressRefused {
+                registry: registry.to_owned(),
+                why: refused.to_string(),
+            })?;
         let begun = Instant::now();
         let answer = request.send().await;
         if let Some(observer) = &self.settings.observer {
-            let status = answer
-                .as_ref()
-                .ok()
-                .map(|response| response.status().as_u16());
+            let known = answer.as_ref().ok();
             observer(&Exchange {
                 registry,
-                status,
+                status: known.map(|response| response.status().as_u16()),
                 took: begun.elapsed(),
+                limit: known.and_then(|response| rate_limit(response.headers())),
             });
         }
         answer.map_err(|error| broken(registry, &error))
@@ -269,49 +357,58 @@ impl Client {
     /// Follows the challenge that can be followed; Bearer before Basic.
     async fn log_in(
         &self,
-        repository: &Repository,
+        place: &Place,
+        credentials: Option<&Credentials>,
         headers: &HeaderMap,
     ) -> Result<Login, RegistryError> {
-        let registry = repository.registry();
+        if let Some(Credentials::Bearer { token }) = credentials {
+            return Ok(Login::given(token.clone(), Instant::now()));
+        }
         let offered = challenges(headers);
         if let Some(bearer) = offered
             .iter()
             .find(|challenge| challenge.scheme == "bearer")
         {
-            return self
-                .token(repository, TokenRequest::new(bearer, repository)?)
-                .await;
+            let wanted = TokenRequest::new(bearer, place)?;
+            return self.token(place, credentials, wanted).await;
         }
         let basic = offered.iter().any(|challenge| challenge.scheme == "basic");
-        let known = self
-            .settings
-            .of(registry)
-            .is_some_and(|s| s.credentials.is_some());
-        if basic && known {
-            return Ok(Login::Basic);
+        match credentials {
+            Some(Credentials::Password { username, password }) if basic => Ok(Login::Basic {
+                username: username.clone(),
+                password: password.clone(),
+            }),
+            _ => Err(RegistryError::Unauthorized {
+                registry: place.registry.clone(),
+            }),
         }
-        Err(RegistryError::Unauthorized {
-            registry: registry.to_owned(),
-        })
     }
 
     async fn token(
         &self,
-        repository: &Repository,
+        place: &Place,
+        credentials: Option<&Credentials>,
         wanted: TokenRequest,
     ) -> Result<Login, RegistryError> {
-        let registry = repository.registry();
-        check_realm(&self.settings, registry, &wanted.realm)?;
-        let mut request = self.http.get(wanted.realm).query(&wanted.query);
-        if let Some(login) = self
-            .settings
-            .of(registry)
-            .and_then(|s| s.credentials.as_ref())
-        {
-            request = request.basic_auth(&login.username, Some(login.password.expose()));
-        }
-        let response = self.timed(registry, request).await?;
-        let what = format!("the token for {repository}");
+        let registry = place.registry.as_str();
+        let TokenRequest { realm, mut query } = wanted;
+        check_realm(&self.settings, registry, &realm)?;
+        let http = self.http_for(&realm);
+        let request = match credentials {
+            Some(Credentials::Identity { token }) => {
+                query.push(("grant_type", "refresh_token".to_owned()));
+                query.push(("client_id", CLIENT_ID.to_owned()));
+                query.push(("refresh_token", token.expose().to_owned()));
+                http.post(realm.clone()).form(&query)
+            }
+            Some(Credentials::Password { username, password }) => http
+                .get(realm.clone())
+                .query(&query)
+                .basic_auth(username, Some(password.expose())),
+            Some(Credentials::Bearer { .. }) | None => http.get(realm.clone()).query(&query),
+        };
+        let response = self.timed(registry, &realm, request).await?;
+        let what = format!("the token for {registry}/{}", place.path);
         if let Some(error) = refusal(registry, &what, &response) {
             return Err(error);
         }
@@ -330,9 +427,10 @@ impl Client {
     async fn read(
         &self,
         question: &Question<'_>,
+        place: &Place,
         response: Response,
     ) -> Result<Fetched, RegistryError> {
-        let registry = question.repository.registry();
+        let registry = place.registry.as_str();
         let status = response.status();
         let text = |name: &str| {
             response
@@ -349,6 +447,7 @@ impl Client {
             ),
             announced: text("docker-content-digest").or_else(|| quoted_digest(text(ETAG.as_str()))),
             content_type: text(CONTENT_TYPE.as_str()),
+            link: text(LINK.as_str()),
             body: Vec::new(),
         };
         if fetched.not_modified || (fetched.method_refused && *question.method == Method::HEAD) {
@@ -428,9 +527,25 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
+/// What a registry says about its limit, with or without the window (`100;w=21600`).
+fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
+    let number = |name: &str| {
+        let text = headers.get(name)?.to_str().ok()?;
+        text.split(';').next()?.trim().parse().ok()
+    };
+    Some(RateLimit {
+        limit: number("ratelimit-limit")?,
+        remaining: number("ratelimit-remaining")?,
+    })
+}
+
 /// A transport failure in words, without the address: it could hold a credential.
 fn broken(registry: &str, error: &reqwest::Error) -> RegistryError {
     let registry = registry.to_owned();
+    if let Some(refused) = addresses::refusal(error) {
+        let why = refused.to_string();
+        return RegistryError::AddressRefused { registry, why };
+    }
     if error.is_timeout() {
         return RegistryError::TimedOut { registry };
     }

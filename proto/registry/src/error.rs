@@ -118,6 +118,22 @@ pub enum RegistryError {
         /// Why.
         why: String,
     },
+    /// An address that is not asked: of a private network, or of nobody's registry.
+    #[error("{registry} is not asked: {why}")]
+    AddressRefused {
+        /// The registry.
+        registry: String,
+        /// Why.
+        why: String,
+    },
+    /// The login that should be there could not be had.
+    #[error("no login for {registry}: {why}")]
+    Keychain {
+        /// The registry.
+        registry: String,
+        /// Why.
+        why: String,
+    },
     /// The client could not be built.
     #[error("the HTTP client cannot be built: {reason}")]
     Client {
@@ -137,6 +153,7 @@ impl RegistryError {
             | Self::TimedOut { .. }
             | Self::DigestMismatch { .. }
             | Self::Unauthorized { .. }
+            | Self::Keychain { .. }
             | Self::Forbidden { .. }
             | Self::NotFound { .. } => RetryAdvice::Later,
             Self::TooLarge { .. }
@@ -144,6 +161,7 @@ impl RegistryError {
             | Self::Schema1 { .. }
             | Self::RealmRefused { .. }
             | Self::RedirectRefused { .. }
+            | Self::AddressRefused { .. }
             | Self::Client { .. } => RetryAdvice::Never,
         }
     }
@@ -164,6 +182,8 @@ impl RegistryError {
             Self::Schema1 { .. } => "schema1",
             Self::RealmRefused { .. } => "realm_refused",
             Self::RedirectRefused { .. } => "redirect_refused",
+            Self::AddressRefused { .. } => "address_refused",
+            Self::Keychain { .. } => "keychain",
             Self::Client { .. } => "client",
         }
     }

@@ -3,16 +3,27 @@
 //! Refuses to trust a digest that it did not compute or that a header contradicts, to send a
 //! credential to a host it was not issued for, and to read without a bound.
 
+mod addresses;
 mod auth;
 mod cache;
 mod client;
 mod error;
 mod guard;
+mod keychain;
 mod manifest;
+mod place;
 mod resolve;
 mod settings;
+mod tags;
 
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
+pub use keychain::{
+    Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
+    Keychains, Keys, Now,
+};
 pub use resolve::Resolved;
-pub use settings::{Credentials, Exchange, Observer, RegistrySettings, Secret, Settings, Timeouts};
+pub use settings::{
+    Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
+    RegistrySettings, Secret, Settings, Timeouts,
+};

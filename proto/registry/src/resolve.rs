@@ -10,11 +10,13 @@ use holdfast_proto::image::{
 };
 use reqwest::Method;
 
+use crate::cache::Key;
 use crate::client::{Client, Question};
 use crate::error::RegistryError;
 use crate::manifest::{
     ACCEPT_MANIFESTS, Content, Document, Entry, MAX_MANIFEST_BYTES, platform_of_config, read,
 };
+use crate::settings::Identity;
 
 /// Indexes inside indexes that are followed (OCI allows nesting; one level is in real use).
 const MAX_DEPTH: usize = 2;
@@ -32,19 +34,40 @@ pub enum Resolved {
     Image(ResolvedImage),
 }
 
+/// A repository, and whose credentials count there.
+#[derive(Clone, Copy, Debug)]
+struct Asker<'a> {
+    repository: &'a Repository,
+    who: Option<&'a Identity>,
+}
+
 impl Client {
     /// What the reference points at: at most one question per tag at a time, answers kept for the TTL.
     ///
     /// A reference with a digest names that digest, whatever tag stands beside it.
     pub async fn resolve(&self, reference: &Reference) -> Result<ResolvedImage, RegistryError> {
+        self.resolve_for(reference, None).await
+    }
+
+    /// As [`Client::resolve`], with somebody's own credentials; their answers are kept apart.
+    pub async fn resolve_for(
+        &self,
+        reference: &Reference,
+        who: Option<&Identity>,
+    ) -> Result<ResolvedImage, RegistryError> {
         let repository = reference.repository();
         if let Some(digest) = reference.digest() {
-            return self.image(repository, *digest).await;
+            return self.image(Asker { repository, who }, *digest).await;
         }
+        let key = Key {
+            repository: repository.clone(),
+            tag: reference.tag_or_latest().to_owned(),
+            who: who.map_or_else(String::new, |who| who.id.clone()),
+        };
         self.answers
-            .get(repository, reference.tag_or_latest(), |known| async move {
+            .get(key, |known| async move {
                 let digest = known.as_ref().map(|image| *image.top.digest());
-                match (self.ask(reference, digest.as_ref()).await?, known) {
+                match (self.ask_for(reference, digest.as_ref(), who).await?, known) {
                     (Resolved::Image(image), _) | (Resolved::Unchanged, Some(image)) => Ok(image),
                     // Only said in answer to a known digest.
                     (Resolved::Unchanged, None) => Err(RegistryError::NotFound {
@@ -61,13 +84,25 @@ impl Client {
         reference: &Reference,
         known: Option<&Digest>,
     ) -> Result<Resolved, RegistryError> {
+        self.ask_for(reference, known, None).await
+    }
+
+    /// As [`Client::ask`], with somebody's own credentials.
+    pub async fn ask_for(
+        &self,
+        reference: &Reference,
+        known: Option<&Digest>,
+        who: Option<&Identity>,
+    ) -> Result<Resolved, RegistryError> {
         let repository = reference.repository();
+        let asker = Asker { repository, who };
         if let Some(digest) = reference.digest() {
-            return self.image(repository, *digest).await.map(Resolved::Image);
+            return self.image(asker, *digest).await.map(Resolved::Image);
         }
         let tag = reference.tag_or_latest();
         let question = Question {
             repository,
+            who,
             method: &Method::HEAD,
             kind: "manifests",
             name: tag,
@@ -84,34 +119,32 @@ impl Client {
         let digest = match announced.map(|text| text.parse::<Digest>()) {
             Some(Ok(digest)) => digest,
             // No header, or not one we can check: the bytes themselves tell.
-            Some(Err(_)) | None => self.digest_of_body(repository, tag).await?,
+            Some(Err(_)) | None => self.digest_of_body(asker, tag).await?,
         };
         if known == Some(&digest) {
             return Ok(Resolved::Unchanged);
         }
         // By digest: a tag that moves between the two requests cannot mix two images.
-        self.image(repository, digest).await.map(Resolved::Image)
+        self.image(asker, digest).await.map(Resolved::Image)
     }
 
     /// Fetches a tag's document and keeps it under the digest of its bytes.
-    async fn digest_of_body(
-        &self,
-        repository: &Repository,
-        tag: &str,
-    ) -> Result<Digest, RegistryError> {
-        let (digest, document) = self.fetch_document(repository, tag, None).await?;
-        self.documents.put(repository, digest, Arc::new(document));
+    async fn digest_of_body(&self, asker: Asker<'_>, tag: &str) -> Result<Digest, RegistryError> {
+        let (digest, document) = self.fetch_document(asker, tag, None).await?;
+        self.documents
+            .put(asker.repository, digest, Arc::new(document));
         Ok(digest)
     }
 
     async fn fetch_document(
         &self,
-        repository: &Repository,
+        asker: Asker<'_>,
         name: &str,
         wanted: Option<Digest>,
     ) -> Result<(Digest, Document), RegistryError> {
         let question = Question {
-            repository,
+            repository: asker.repository,
+            who: asker.who,
             method: &Method::GET,
             kind: "manifests",
             name,
@@ -141,36 +174,32 @@ impl Client {
 
     async fn document(
         &self,
-        repository: &Repository,
+        asker: Asker<'_>,
         digest: Digest,
     ) -> Result<Arc<Document>, RegistryError> {
-        if let Some(document) = self.documents.get(repository, &digest) {
+        if let Some(document) = self.documents.get(asker.repository, &digest) {
             return Ok(document);
         }
         let (_, document) = self
-            .fetch_document(repository, &digest.to_string(), Some(digest))
+            .fetch_document(asker, &digest.to_string(), Some(digest))
             .await?;
         let document = Arc::new(document);
         self.documents
-            .put(repository, digest, Arc::clone(&document));
+            .put(asker.repository, digest, Arc::clone(&document));
         Ok(document)
     }
 
     /// Everything behind one digest.
     async fn image(
         &self,
-        repository: &Repository,
+        asker: Asker<'_>,
         digest: Digest,
     ) -> Result<ResolvedImage, RegistryError> {
-        let document = self.document(repository, digest).await?;
+        let document = self.document(asker, digest).await?;
         let (top, platforms) = match &document.content {
             Content::Index(entries) => {
                 let top = TopDigest::Index(IndexDigest(digest));
-                (
-                    top,
-                    self.children(repository, entries.clone(), MAX_DEPTH)
-                        .await?,
-                )
+                (top, self.children(asker, entries.clone(), MAX_DEPTH).await?)
             }
             Content::Manifest { .. } => {
                 let manifest = ManifestDigest(digest);
@@ -178,12 +207,12 @@ impl Client {
                     digest: manifest,
                     platform: None,
                 };
-                let images = self.child(repository, entry, MAX_DEPTH).await?;
+                let images = self.child(asker, entry, MAX_DEPTH).await?;
                 (TopDigest::Manifest(manifest), images)
             }
         };
         Ok(ResolvedImage {
-            repository: repository.clone(),
+            repository: asker.repository.clone(),
             top,
             media_type: document.media_type.clone(),
             platforms,
@@ -192,13 +221,13 @@ impl Client {
 
     async fn children(
         &self,
-        repository: &Repository,
+        asker: Asker<'_>,
         entries: Vec<Entry>,
         depth: usize,
     ) -> Result<Vec<PlatformImage>, RegistryError> {
         // In the index's order: the first entry that fits a platform is the one it names.
         let images: Vec<Vec<PlatformImage>> = futures_util::stream::iter(entries)
-            .map(|entry| self.child(repository, entry, depth))
+            .map(|entry| self.child(asker, entry, depth))
             .buffered(CHILDREN_AT_ONCE)
             .try_collect()
             .await?;
@@ -208,25 +237,23 @@ impl Client {
     /// One entry's image, or the images of an index nested in its place.
     fn child<'a>(
         &'a self,
-        repository: &'a Repository,
+        asker: Asker<'a>,
         entry: Entry,
         depth: usize,
     ) -> BoxFuture<'a, Result<Vec<PlatformImage>, RegistryError>> {
         async move {
             let digest = entry.digest.0;
-            let document = self.document(repository, digest).await?;
+            let document = self.document(asker, digest).await?;
             match &document.content {
                 Content::Index(_) if depth == 0 => Err(RegistryError::BadManifest {
-                    what: format!("{repository}@{digest}"),
+                    what: format!("{}@{digest}", asker.repository),
                     why: format!("indexes are nested more than {MAX_DEPTH} deep"),
                 }),
-                Content::Index(entries) => {
-                    self.children(repository, entries.clone(), depth - 1).await
-                }
+                Content::Index(entries) => self.children(asker, entries.clone(), depth - 1).await,
                 Content::Manifest { config, size_bytes } => {
                     let platform = match entry.platform {
                         Some(platform) => platform,
-                        None => self.platform_of(repository, config.0).await?,
+                        None => self.platform_of(asker, config.0).await?,
                     };
                     Ok(vec![PlatformImage {
                         platform,
@@ -243,12 +270,13 @@ impl Client {
     /// The platform that an image's own configuration names.
     async fn platform_of(
         &self,
-        repository: &Repository,
+        asker: Asker<'_>,
         config: Digest,
     ) -> Result<holdfast_proto::image::Platform, RegistryError> {
         let name = config.to_string();
         let question = Question {
-            repository,
+            repository: asker.repository,
+            who: asker.who,
             method: &Method::GET,
             kind: "blobs",
             name: &name,

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::keychain::Keychain;
 
 /// A text that never shows in logs or errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,13 +30,98 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A user name and a password (or access token) at one registry.
+/// How to prove who we are at one registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Secret,
+pub enum Credentials {
+    /// A user name and a password, or an access token in its place.
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A refresh token, for which the registry's token server gives short-lived ones (distribution
+    /// specification, "oauth2"; `identitytoken` in docker's `config.json`).
+    Identity {
+        /// The token.
+        token: Secret,
+    },
+    /// A token that the registry itself takes (`registrytoken` in docker's `config.json`).
+    Bearer {
+        /// The token.
+        token: Secret,
+    },
+}
+
+/// Somebody whose credentials count instead of the registry's configured ones: a fleet or a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Tells one from another: answers for one are never given to another. Not a secret, and different
+    /// for different credentials.
+    pub id: String,
+    /// What they have.
+    pub credentials: Credentials,
+}
+
+/// Where a registry's images may be read instead: `host[:port][/path]`.
+///
+/// The path comes before the repository's own, as a pull-through cache for several registries wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    authority: String,
+    prefix: String,
+}
+
+/// The text is no mirror.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no mirror: write host[:port], and a path if it wants one, without https://")]
+pub struct MirrorError(String);
+
+impl Mirror {
+    /// Host and port.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// What comes before a repository's path, with its slash; often nothing.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+}
+
+impl FromStr for Mirror {
+    type Err = MirrorError;
+
+    fn from_str(text: &str) -> Result<Self, MirrorError> {
+        let (authority, path) = text.split_once('/').unwrap_or((text, ""));
+        let path = path.trim_end_matches('/');
+        let plain = |text: &str, more: &str| {
+            text.chars()
+                .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        };
+        if authority.is_empty() || !plain(authority, ".-:[]") || !plain(path, "._-/") {
+            return Err(MirrorError(text.chars().take(80).collect()));
+        }
+        let prefix = if path.is_empty() {
+            String::new()
+        } else {
+            format!("{path}/")
+        };
+        Ok(Self {
+            authority: authority.to_owned(),
+            prefix,
+        })
+    }
+}
+
+/// Which addresses may be asked although nobody configured them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Public ones: for a server that others tell what to ask.
+    #[default]
+    Configured,
+    /// Those of this network, too: for a device whose owner asks.
+    Anywhere,
 }
 
 /// What is special about one registry.
@@ -45,6 +133,12 @@ pub struct RegistrySettings {
     pub credentials: Option<Credentials>,
     /// Hosts that may issue tokens for it although their name is not related to its own.
     pub realm_hosts: Vec<String>,
+    /// Hosts in private networks that it may redirect to, such as its blob store.
+    pub private_hosts: Vec<String>,
+    /// Asked before the registry itself, in this order.
+    pub mirrors: Vec<Mirror>,
+    /// Certificates (PEM) that may sign for it, beside those that the machine trusts.
+    pub ca_pem: Option<Vec<u8>>,
 }
 
 /// How long to wait.
@@ -73,8 +167,19 @@ pub struct Exchange<'a> {
     pub registry: &'a str,
     /// The HTTP status, or none when no answer came.
     pub status: Option<u16>,
-    /// From the request to the end of the answer.
+    /// From the request to the head of the answer.
     pub took: Duration,
+    /// What the registry says about its limit.
+    pub limit: Option<RateLimit>,
+}
+
+/// What a registry says about how much may be asked (`RateLimit-Limit`, `RateLimit-Remaining`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests in a window.
+    pub limit: u64,
+    /// How many of them are left.
+    pub remaining: u64,
 }
 
 /// Is told of every request that was sent.
@@ -87,12 +192,18 @@ pub struct Settings {
     pub registries: BTreeMap<String, RegistrySettings>,
     /// For how long an answer for a tag is good without asking again; zero asks every time.
     pub cache_ttl: Duration,
+    /// For how long a failure is the answer without asking again; never longer than `cache_ttl`.
+    pub failure_ttl: Duration,
+    /// Which addresses may be asked.
+    pub reach: Reach,
     /// How long to wait.
     pub timeouts: Timeouts,
     /// What to call ourselves.
     pub user_agent: String,
     /// Who is told of every request.
     pub observer: Option<Observer>,
+    /// Asked for the credentials of registries that are configured without any.
+    pub keychain: Option<Arc<dyn Keychain>>,
 }
 
 impl fmt::Debug for Settings {
@@ -100,6 +211,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("registries", &self.registries)
             .field("cache_ttl", &self.cache_ttl)
+            .field("reach", &self.reach)
             .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
     }
@@ -110,9 +222,12 @@ impl Default for Settings {
         Self {
             registries: BTreeMap::new(),
             cache_ttl: Duration::from_mins(5),
+            failure_ttl: Duration::from_secs(15),
+            reach: Reach::default(),
             timeouts: Timeouts::default(),
             user_agent: concat!("holdfast/", env!("CARGO_PKG_VERSION")).to_owned(),
             observer: None,
+            keychain: None,
         }
     }
 }
