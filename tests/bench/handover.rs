@@ -1,11 +1,13 @@
 //! Hand-over: a client in the app's network keeps asking a service by its name while it is updated.
 //!
-//! The client resolves the name for every request and tries the addresses it got in order, as ordinary
-//! HTTP clients do; a request fails when no address takes a connection, or when one that took it does
-//! not answer. It runs in the network namespace of a container beside the service.
+//! The client resolves the name for every request and tries the addresses it got in order; a request
+//! that may be repeated goes on to the next one when a connection ends before a byte of the answer came,
+//! as reverse proxies do unless told otherwise (RFC 9112, section 9.3.1, allows it). For a server that
+//! stops listening resets whoever it has not accepted yet. A request fails when no address answers it.
+//! The client runs in the network namespace of a container beside the service.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ pub(crate) struct Seen {
     pub(crate) requests: usize,
     /// Requests that got no good answer.
     pub(crate) failed: usize,
+    /// Good ones whose first connection ended without an answer.
+    pub(crate) repeated: usize,
     /// The slowest good one.
     pub(crate) slowest: Duration,
     /// The first failures, in words.
@@ -103,7 +107,8 @@ impl Visitor {
                 seen.requests += 1;
                 let begun = Stopwatch::start();
                 match request("web", 8080) {
-                    Ok(page) => {
+                    Ok((page, resets)) => {
+                        seen.repeated += usize::from(resets > 0);
                         seen.slowest = seen.slowest.max(begun.elapsed());
                         if !seen.pages.contains(&page) {
                             seen.pages.push(page);
@@ -130,27 +135,50 @@ impl Visitor {
     }
 }
 
-/// One request: the name is resolved, its addresses are tried in order.
-fn request(name: &str, port: u16) -> anyhow::Result<String> {
+/// One request: the name is resolved, its addresses are tried in order. The page, and how many
+/// connections ended before it without a byte.
+fn request(name: &str, port: u16) -> anyhow::Result<(String, usize)> {
     let addresses = resolve(name)?;
     let mut refused = Vec::new();
+    let mut resets = 0;
     for address in &addresses {
-        match TcpStream::connect_timeout(&SocketAddr::new(*address, port), PATIENCE) {
-            Ok(stream) => return exchange(stream, name).with_context(|| address.to_string()),
+        let at = SocketAddr::new(*address, port);
+        match TcpStream::connect_timeout(&at, PATIENCE) {
+            Ok(stream) => match exchange(stream, name).with_context(|| address.to_string())? {
+                Some(page) => return Ok((page, resets)),
+                None => {
+                    resets += 1;
+                    refused.push(format!("{address}: ended without a byte"));
+                }
+            },
             Err(error) => refused.push(format!("{address}: {error}")),
         }
     }
-    bail!("no address of {name} takes a connection: {refused:?}")
+    bail!("no address of {name} answers: {refused:?}")
 }
 
-fn exchange(mut stream: TcpStream, name: &str) -> anyhow::Result<String> {
+/// The page; nothing when the connection ended before a byte of it came.
+fn exchange(mut stream: TcpStream, name: &str) -> anyhow::Result<Option<String>> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {name}\r\n\r\n")?;
+    let asked = write!(stream, "GET / HTTP/1.0\r\nHost: {name}\r\n\r\n");
     let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    let read = asked.and_then(|()| stream.read_to_string(&mut text));
+    match read {
+        Ok(0) => return Ok(None),
+        Err(error) if text.is_empty() && was_ended(&error) => return Ok(None),
+        other => other?,
+    };
     let (head, body) = text.split_once("\r\n\r\n").context("half an answer")?;
     ensure!(head.contains(" 200 "), "{head}");
-    Ok(body.trim().to_owned())
+    Ok(Some(body.trim().to_owned()))
+}
+
+/// Whether the other side ended the connection; a silent one has not.
+fn was_ended(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted
+    )
 }
 
 /// A question for the A records of a name (RFC 1035), and the addresses of the answer.
@@ -213,13 +241,15 @@ pub(crate) async fn measure(many: usize) -> anyhow::Result<String> {
     };
     Ok(format!(
         "A client in the app's network asks `http://web:8080/` every {} ms; it resolves the name each time \
-         and tries the addresses in order. The app ends its open requests on SIGTERM before it goes.\n\n\
-         | updates | versions seen | requests | failed | slowest good one, ms |\n|---|---|---|---|---|\n\
-         | {many} | {} | {} | {} | {} |\n{failures}",
+         and tries the addresses in order, going on to the next where a connection ends without a byte (`repeated`). \
+         The app ends its open requests on SIGTERM before it goes.\n\n\
+         | updates | versions seen | requests | failed | repeated | slowest good one, ms |\n|---|---|---|---|---|---|\n\
+         | {many} | {} | {} | {} | {} | {} |\n{failures}",
         EVERY.as_millis(),
         seen.pages.len(),
         seen.requests,
         seen.failed,
+        seen.repeated,
         seen.slowest.as_millis(),
     ))
 }

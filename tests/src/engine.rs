@@ -22,6 +22,8 @@ const REAPER: &str = include_str!("engine/reaper.sh");
 const LINGER_SECONDS: u32 = 15;
 /// A cold start takes about a second; a busy two-core machine ten times that.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
+/// A process that was killed is gone soon, on a busy machine too.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// Bridges (and so engines beside another one) that the lab may have on one machine.
 const BRIDGES: std::ops::RangeInclusive<u8> = 1..=30;
 
@@ -196,8 +198,17 @@ impl Engine {
     pub async fn start(&self) -> anyhow::Result<()> {
         ensure!(self.docker.ping().await.is_err(), "this engine runs");
         let daemon = self.daemon()?;
+        let containerd = daemon.folder.join("exec/containerd/containerd.pid");
+        // Killed along with dockerd, and on a busy machine a moment later: a new dockerd must not meet it.
+        let dead = async || !is_alive(&containerd);
+        let _ = try_wait_for("containerd to end", ENDS_WITHIN, dead).await;
         forget_dead(&daemon.folder.join("docker.pid"))?;
-        forget_dead(&daemon.folder.join("exec/containerd/containerd.pid"))?;
+        forget_dead(&containerd)?;
+        launch(&daemon.folder, &daemon.args)?;
+        if answers(&daemon.folder, &self.docker).await.is_ok() {
+            return Ok(());
+        }
+        // Its unit says `Restart=always`.
         launch(&daemon.folder, &daemon.args)?;
         answers(&daemon.folder, &self.docker).await
     }
@@ -346,13 +357,16 @@ async fn start(
 /// Killed, it may stay a zombie for long where process 1 does not collect strangers, and dockerd
 /// takes a zombie for a running program. On a device process 1 collects at once.
 fn forget_dead(pid_file: &Path) -> anyhow::Result<()> {
-    let Ok(pid) = fs::read_to_string(pid_file) else {
-        return Ok(());
-    };
-    if fs::read_link(format!("/proc/{}/exe", pid.trim())).is_err() {
+    if pid_file.exists() && !is_alive(pid_file) {
         fs::remove_file(pid_file)?;
     }
     Ok(())
+}
+
+fn is_alive(pid_file: &Path) -> bool {
+    let pid = fs::read_to_string(pid_file).unwrap_or_default();
+    // A zombie has no program any more.
+    !pid.trim().is_empty() && fs::read_link(format!("/proc/{}/exe", pid.trim())).is_ok()
 }
 
 fn launch(folder: &Path, args: &[String]) -> anyhow::Result<()> {

@@ -22,7 +22,8 @@ const USAGE: &str = "usage: crash-matrix [OPTION…]
   --kind NAME       only this kind: agent, engine, power, syscall (may be repeated)
   --point TEXT      only points whose name contains this
   --sample N        at most N points, spread over all kinds
-  --from N          take up an earlier run: its results of the first N points are kept
+  --from N          take up an earlier run: its results of the first N points are kept, except
+                    where the lab itself failed (an engine that could not be started)
   --lanes N         so many devices side by side (4)
   --out FILE        where the page goes (docs/crash-matrix.md); `-` writes none
   --list            name the points and run none";
@@ -114,6 +115,10 @@ fn earlier(points: &[Point]) -> anyhow::Result<BTreeMap<Point, Outcome>> {
             found.insert(point.clone(), outcome);
         }
     }
+    found.retain(|_, outcome| match outcome {
+        Outcome::Violated(all) => all.iter().all(|violation| violation.rule != "lab"),
+        Outcome::Held { .. } | Outcome::NotReached => true,
+    });
     Ok(found)
 }
 
@@ -147,7 +152,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         .append(from > 0)
         .truncate(from == 0);
     let file = file.open(results_file()?)?;
-    let (total, finished) = (points.len(), AtomicUsize::new(from));
+    let total = points.len();
+    points.retain(|point| !results.contains_key(point));
+    let finished = AtomicUsize::new(total - points.len());
     let tell = |done: &Done<'_>| {
         let (name, outcome) = (done.point.to_string(), done.outcome.to_json());
         if let Err(error) = writeln!(&file, "{}", json!({ "point": name, "outcome": outcome })) {
@@ -160,7 +167,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", done.last_words);
         }
     };
-    results.extend(matrix.run(points.split_off(from), tell).await);
+    results.extend(matrix.run(points, tell).await);
     drop(matrix);
     let now = i64::try_from(unix_seconds())?;
     let now = holdfast_proto::time::Timestamp::from_millis(now * 1_000).to_string();

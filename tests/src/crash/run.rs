@@ -204,7 +204,14 @@ impl Lane {
         )?;
         let died = tokio::select! {
             end = self.agent_died() => { end?; true }
-            end = self.passed_by(&recording.signature, &going) => { end?; false }
+            end = self.passed_by(&recording.signature, &going) => match end {
+                Ok(()) => false,
+                // An agent that died there is also one that came to no end.
+                Err(error) => match self.agent_died().await {
+                    Ok(()) => true,
+                    Err(_) => return Err(error),
+                },
+            },
         };
         if !died {
             self.end_traced().await?;

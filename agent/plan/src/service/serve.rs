@@ -204,11 +204,14 @@ impl<'a> View<'a> {
         if ready && something_is_up {
             return;
         }
-        if let Some(serving) = self
-            .containers
-            .iter()
-            .find(|found| self.is_well(found, good))
-        {
+        let well = self.containers.iter();
+        let well = well.filter(|found| self.is_well(found, good));
+        // Of several, the one that comes back already: only one may.
+        let serving = well.max_by_key(|found| {
+            let is_armed = found.restart == found.wanted_restart;
+            (is_armed, found.generation, found.id.as_str())
+        });
+        if let Some(serving) = serving {
             // It may be connected otherwise than a new one would be: its successor will be.
             if serving.restart != serving.wanted_restart {
                 plan.steps.push(Step::Arm {
