@@ -7,9 +7,12 @@ SHELL := /bin/bash
 CARGO ?= cargo
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 TEST := $(if $(NEXTEST),$(CARGO) nextest run --workspace,$(CARGO) test --workspace --no-fail-fast)
+# What `make test` finds, it finds each time; `make properties` draws other random numbers in each run.
+SEED ?= 20261121
+RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test lint fmt bench crash-matrix release man openapi setup
+.PHONY: help demo test properties lint fmt bench crash-matrix release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +27,11 @@ demo: setup ## Show the main job on a real engine and registry (DEMO_ONCE=1 ends
 
 test: setup ## Run every test: units, store on both databases, real engine, registry and PostgreSQL
 	@$(TEST) --no-run
-	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run $(TEST)
+	@PROPTEST_RNG_SEED="$(SEED)" HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run $(TEST)
 	@$(CARGO) test --quiet --workspace --doc
+
+properties: ## Run the planner's property tests RUNS times, each with other random numbers
+	@for run in $$(seq "$(RUNS)"); do $(CARGO) test --quiet -p holdfast-plan; done
 
 lint: ## Check formatting, clippy, dependencies and the API document
 	@$(CARGO) fmt --all --check

@@ -79,11 +79,12 @@ impl Serving {
     /// Another version that works.
     pub async fn good(&self, version: &str) -> anyhow::Result<Pushed> {
         let image = Image::healthy_web(&self.repository, version);
-        self.push(image.label(OF, &self.repository), version).await
+        self.push(image, version).await
     }
 
-    /// Pushes an image of the service's repository.
+    /// Pushes an image of the service's repository, unlike that of any other test.
     pub async fn push(&self, image: Image, tag: &str) -> anyhow::Result<Pushed> {
+        let image = image.label(OF, &self.repository);
         image.push(&self.site.registry, tag).await
     }
 

@@ -17,6 +17,9 @@ use holdfast_tests::wait::wait_for;
 use holdfast_tests::{agent, api, place};
 use serde_json::{Value, json};
 
+/// Levels of nesting: more than twice of what is accepted, and as many as a test's own stack can write.
+const DEEP: usize = 300;
+
 /// Deploys a bad target over version `one`; the very container of before serves again, and why is said.
 async fn rolls_back(serving: &Serving, bad: &Value, reason: &str) -> anyhow::Result<()> {
     let before = serving.device.running("web").await?;
@@ -253,7 +256,7 @@ async fn a39_targets_beyond_all_bounds_are_refused_and_cost_nothing() -> anyhow:
         .map(|n| (format!("NAME_{n}"), json!("x".repeat(200))))
         .collect();
     let nul = one("web", &json!({ "environment": { "A": "b\u{0}c" } }));
-    let deep = (0..2_000).fold(json!(1), |inner, _| json!([inner]));
+    let deep = (0..DEEP).fold(json!(1), |inner, _| json!([inner]));
     let cycle = [
         one("a", &json!({ "depends_on": ["b"] })),
         one("b", &json!({ "depends_on": ["a"] })),

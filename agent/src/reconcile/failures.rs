@@ -23,9 +23,9 @@ struct Failure {
     code: &'static str,
 }
 
-/// A way back that cannot be fetched, and an image that cannot be removed, hold nobody up: from a minute up
-/// to an hour later.
-const QUIET_MIN_MS: u64 = 60_000;
+/// A way back that cannot be fetched, and an image that cannot be removed, hold nobody up: from twenty
+/// seconds up to an hour later.
+const QUIET_MIN_MS: u64 = 20_000;
 const QUIET_MAX_MS: u64 = 3_600_000;
 
 /// Failures by service and by image; bounded by what the target names.

@@ -20,7 +20,13 @@ impl<'a> View<'a> {
                     .history
                     .completed
                     .is_some_and(|identity| identity.matches(service));
-            if !ran_to_its_end {
+            if ran_to_its_end {
+                self.stop_all(stop_others, plan);
+                // The container of its run stays, however it is connected: it is the way back.
+                let ran = self.containers.iter().filter(|found| found.is(service));
+                let ran = ran.max_by_key(|found| (found.generation, found.id.as_str()));
+                self.clear(ran.copied(), &link, stop_others, plan);
+            } else {
                 self.prepare(service, &link, plan);
             }
             return;
@@ -32,7 +38,7 @@ impl<'a> View<'a> {
                     return;
                 }
                 self.repair(service, container, &link, plan);
-                self.clear(container, &link, stop_others, plan);
+                self.clear(Some(container), &link, stop_others, plan);
             }
             ContainerState::Paused => plan.steps.push(Step::Unpause {
                 key: self.key.clone(),
@@ -96,7 +102,7 @@ impl<'a> View<'a> {
                 identity: identity_of(container),
             });
         }
-        self.clear(container, link, stop_others, plan);
+        self.clear(Some(container), link, stop_others, plan);
     }
 
     /// Repairs the network of a running container; whether it must be started anew for that.
@@ -165,12 +171,12 @@ impl<'a> View<'a> {
     /// Removes every other container that is down, then the sandboxes that nothing uses.
     fn clear(
         &self,
-        container: &Container,
+        container: Option<&Container>,
         link: &Link<'a>,
         stop_others: StopReason,
         plan: &mut Plan,
     ) {
-        for other in self.others(Some(container)) {
+        for other in self.others(container) {
             let why = match stop_others {
                 StopReason::Rejected => RemoveReason::Rejected,
                 StopReason::Replaced

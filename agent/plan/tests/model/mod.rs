@@ -534,6 +534,8 @@ impl Model {
             match self.can_run(&key) {
                 Some(service) if service.config.restart_policy() == RestartPolicy::No => {
                     assert!(up.len() <= 1, "at most one container of {key} runs");
+                    let right = up.iter().all(|found| found.is(&service));
+                    assert!(waits || right, "nothing but {key}'s own job runs");
                 }
                 Some(service) => {
                     // What waits keeps what it found, whatever that was.
