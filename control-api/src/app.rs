@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_domain::refresh::Rhythm;
 use tokio::sync::{Notify, watch};
 
 use crate::live::Live;
@@ -10,6 +11,7 @@ use crate::resolver::Resolver;
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::telemetry::Metrics;
+use crate::vault::Vault;
 
 /// What handlers and tasks share.
 #[derive(Debug)]
@@ -20,13 +22,17 @@ pub struct App {
     pub live: Live,
     /// How references become digests.
     pub resolver: Resolver,
+    /// How often references are asked for again.
+    pub rhythm: Rhythm,
+    /// What credentials are sealed with.
+    pub vault: Vault,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Seconds between two polls of a device.
     pub poll_interval_s: u32,
     /// What webhooks must bring.
     pub webhook_secret: Option<Secret>,
-    /// Wakes the task that resolves what could not be resolved at once.
+    /// Wakes the task that asks registries again.
     pub resolve_soon: Notify,
     /// Turns true when the program is asked to end.
     pub stopping: watch::Receiver<bool>,

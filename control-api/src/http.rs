@@ -78,6 +78,14 @@ fn all() -> Routes {
         // Operators: what happened
         .add(Read, routes!(operator::history::events))
         .add(Read, routes!(operator::history::audit))
+        // Operators: images and what their tags mean
+        .add(Operate, routes!(operator::images::refresh))
+        .add(Read, routes!(operator::images::history))
+        // Operators: access to registries
+        .add(Administer, routes!(operator::credentials::put))
+        .add(Administer, routes!(operator::credentials::list))
+        .add(Administer, routes!(operator::credentials::list_all))
+        .add(Administer, routes!(operator::credentials::remove))
         // Registries
         .add(OwnCredential, routes!(webhooks::distribution))
         // Everybody

@@ -1,16 +1,16 @@
 //! Owns the registry client's place in this program: its settings, its metrics, its words.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::Reference;
 use holdfast_registry as registry;
-use holdfast_registry::{Client, RegistryError};
+use holdfast_registry::{Client, Environment, Keychain, RegistryError, Resolved, RetryAdvice};
 
 use crate::config::{self, Settings};
-use crate::resolver::{Answer, Ask};
+use crate::resolver::{Answer, Ask, Inquiry};
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
@@ -23,12 +23,18 @@ struct Registries(Client);
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
-        cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
+        // The resolver keeps answers, with the store behind it.
+        cache_ttl: Duration::ZERO,
+        keychain: Environment::read(|name| std::env::var(name).ok())
+            .map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
                 .map_or("none".to_owned(), |status| status.to_string());
             metrics.registry_request(exchange.registry, &code, exchange.took);
+            if let Some(limit) = exchange.limit {
+                metrics.registry_limit(exchange.registry, limit.limit, limit.remaining);
+            }
         })),
         ..registry::Settings::default()
     })?;
@@ -56,7 +62,7 @@ fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
 }
 
 /// The name that references are known by: `index.docker.io` is `docker.io`.
-fn canonical(host: &str) -> String {
+pub fn canonical(host: &str) -> String {
     format!("{host}/any/image")
         .parse::<Reference>()
         .map_or_else(
@@ -65,21 +71,40 @@ fn canonical(host: &str) -> String {
         )
 }
 
+/// A registry's refusal in the words of the resolver.
+fn failure(error: &RegistryError) -> Failure {
+    Failure {
+        code: error.code().to_owned(),
+        why: error.to_string(),
+        retry_after: match error.retry() {
+            RetryAdvice::After(wait) => Some(wait),
+            RetryAdvice::Never | RetryAdvice::Later => None,
+        },
+    }
+}
+
 impl Ask for Registries {
-    fn ask<'a>(
-        &'a self,
-        reference: &'a Reference,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
+    fn ask<'a>(&'a self, inquiry: Inquiry<'a>) -> BoxFuture<'a, Answer> {
+        let Inquiry {
+            reference,
+            known,
+            who,
+        } = inquiry;
         Box::pin(async move {
-            match self.0.resolve(reference).await {
-                Ok(image) => Ok(image),
-                Err(error) => {
+            let digest = known.map(|image| image.top.digest());
+            match (self.0.ask_for(reference, digest, who).await, known) {
+                (Ok(Resolved::Image(image)), _) => Ok(image),
+                (Ok(Resolved::Unchanged), Some(known)) => Ok(known.clone()),
+                (Ok(Resolved::Unchanged), None) => Err(Failure::new(
+                    "unreachable",
+                    format!("{reference}: the registry says `not modified` to a first question"),
+                )),
+                (Err(error), _) => {
                     tracing::warn!(
-                        image.reference = %reference,
-                        error = %error,
+                        image.reference = %reference, registry.error = error.code(), error = %error,
                         "a registry did not say what a reference points at"
                     );
-                    Err(error.to_string())
+                    Err(failure(&error))
                 }
             }
         })

@@ -16,6 +16,7 @@ mod enrolment;
 mod history;
 mod polls;
 mod program;
+mod registries;
 mod store;
 mod support;
 mod targets;

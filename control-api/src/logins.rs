@@ -1,0 +1,237 @@
+//! Owns which credentials count for a device at a registry, and opening them for the registry client.
+//!
+//! Refuses to go on without those that count: credentials that cannot be opened are a failure that says
+//! so, not a reason to ask as somebody else.
+
+use holdfast_domain::resolution::Failure;
+use holdfast_domain::scope::{FLEET_LABEL, Scope};
+use holdfast_registry as registry;
+use holdfast_registry::{Credentials, Identity};
+
+use crate::secret::{NoRandomness, Secret};
+use crate::store::credentials::{self, New, Stored};
+use crate::store::devices::Device;
+use crate::store::{StoreError, Tx};
+use crate::vault::{Sealed, Vault};
+
+/// Stable name of the failure to open stored credentials.
+const UNREADABLE: &str = "credentials_unreadable";
+
+/// What kind of secret credentials are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A user's password, or an access token in its place.
+    Password,
+    /// A refresh token for the registry's token server.
+    Identity,
+    /// A token that the registry itself takes.
+    Bearer,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Password, Self::Identity, Self::Bearer];
+
+    /// Its word in the store and on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::Identity => "identity_token",
+            Self::Bearer => "registry_token",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Who asks a registry for a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Whose credentials count.
+    pub scope: Scope,
+    /// What they are; none without stored ones, which leaves the configured ones.
+    pub identity: Option<Result<Identity, Failure>>,
+    /// Whether the device may be given them when the registry mints no tokens.
+    pub hand_out: bool,
+}
+
+/// Where a secret is sealed for: it opens in the row of this registry, scope, kind and user alone.
+fn place(registry: &str, scope: &Scope, kind: &str, username: Option<&str>) -> String {
+    // Lengths first: no two rows make one text.
+    let parts = [registry, &scope.to_string(), kind, username.unwrap_or("")];
+    let counted = parts.map(|part| format!("{}:{part}", part.len()));
+    counted.join(";")
+}
+
+/// Seals credentials for their row.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn seal(
+    vault: &Vault,
+    registry: &str,
+    scope: &Scope,
+    kind: Kind,
+    username: Option<&str>,
+    secret: &Secret,
+) -> Result<Sealed, NoRandomness> {
+    vault.seal(&place(registry, scope, kind.name(), username), secret)
+}
+
+/// Seals credentials and puts them together as they are stored.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn sealed(vault: &Vault, plain: Plain) -> Result<New, NoRandomness> {
+    let Plain {
+        registry,
+        scope,
+        kind,
+        username,
+        secret,
+        hand_out,
+    } = plain;
+    let sealed = seal(vault, &registry, &scope, kind, username.as_deref(), &secret)?;
+    Ok(New {
+        registry,
+        scope,
+        kind: kind.name(),
+        username,
+        sealed,
+        hand_out,
+    })
+}
+
+/// Credentials before they are sealed.
+#[derive(Debug)]
+pub struct Plain {
+    /// The registry's canonical name.
+    pub registry: String,
+    /// Whom they are for.
+    pub scope: Scope,
+    /// What kind they are.
+    pub kind: Kind,
+    /// The user of a password.
+    pub username: Option<String>,
+    /// The secret.
+    pub secret: Secret,
+    /// Whether devices may be given them.
+    pub hand_out: bool,
+}
+
+/// Opens stored credentials.
+pub fn open(vault: &Vault, stored: &Stored) -> Result<Identity, Failure> {
+    let Stored {
+        registry,
+        scope,
+        kind,
+        username,
+        sealed,
+        ..
+    } = stored;
+    let unreadable = |why: String| {
+        let whose = match scope {
+            Scope::Registry => String::new(),
+            Scope::Fleet(name) => format!(" of fleet {name}"),
+            Scope::Device(uuid) => format!(" of device {uuid}"),
+        };
+        Failure::new(
+            UNREADABLE,
+            format!("the credentials{whose} for {registry} cannot be used: {why}"),
+        )
+    };
+    let secret = vault
+        .open_sealed(&place(registry, scope, kind, username.as_deref()), sealed)
+        .map_err(|error| unreadable(error.to_string()))?;
+    let token = registry::Secret::new(secret.expose().to_owned());
+    let credentials = match (Kind::named(kind), username) {
+        (Some(Kind::Password), Some(username)) => Credentials::Password {
+            username: username.clone(),
+            password: token,
+        },
+        (Some(Kind::Identity), _) => Credentials::Identity { token },
+        (Some(Kind::Bearer), _) => Credentials::Bearer { token },
+        (Some(Kind::Password) | None, _) => {
+            return Err(unreadable("this version does not know their kind".into()));
+        }
+    };
+    Ok(Identity {
+        // Changes with the credentials: a login with the old ones is not used for the new ones.
+        id: format!("{}.{}", stored.id, stored.version),
+        credentials,
+    })
+}
+
+/// The fleet of a device, if it has one.
+pub fn fleet(device: &Device) -> Option<&str> {
+    device.labels.get(FLEET_LABEL).map(String::as_str)
+}
+
+/// The login that counts for a device at a registry.
+pub fn of_device(
+    tx: &mut Tx<'_>,
+    vault: &Vault,
+    registry: &str,
+    device: &Device,
+) -> Result<Login, StoreError> {
+    let found = credentials::of_device(tx, registry, device.uuid, fleet(device))?;
+    Ok(login(vault, found))
+}
+
+/// The login of one scope.
+pub fn of_scope(
+    tx: &mut Tx<'_>,
+    vault: &Vault,
+    registry: &str,
+    scope: &Scope,
+) -> Result<Login, StoreError> {
+    let found = credentials::find(tx, registry, scope)?;
+    Ok(Login {
+        scope: scope.clone(),
+        ..login(vault, found)
+    })
+}
+
+fn login(vault: &Vault, found: Option<Stored>) -> Login {
+    match found {
+        Some(stored) => Login {
+            identity: Some(open(vault, &stored)),
+            hand_out: stored.hand_out,
+            scope: stored.scope,
+        },
+        None => Login {
+            scope: Scope::Registry,
+            identity: None,
+            hand_out: false,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_rows_are_one_place() {
+        let fleet = Scope::fleet("a").unwrap();
+        let all = [
+            place("r", &Scope::Registry, "password", Some("u")),
+            place("r", &Scope::Registry, "password", None),
+            place("r", &Scope::Registry, "identity_token", Some("u")),
+            place("r", &fleet, "password", Some("u")),
+            place("r2", &Scope::Registry, "password", Some("u")),
+            place("r", &Scope::Registry, "password", Some("u;1:x")),
+        ];
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+
+    #[test]
+    fn kinds_read_back_by_name() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::named(kind.name()), Some(kind));
+        }
+        assert_eq!(Kind::named("other"), None);
+    }
+}
