@@ -23,8 +23,8 @@ struct Registries(Client);
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
-        // The resolver keeps answers, with the store behind it.
-        cache_ttl: Duration::ZERO,
+        // For lists of tags; the resolver keeps answers itself, with the store behind it.
+        cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
         keychain: Environment::read(|name| std::env::var(name).ok())
             .map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
         observer: Some(Arc::new(move |exchange| {

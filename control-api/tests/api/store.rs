@@ -500,7 +500,7 @@ async fn the_most_special_credentials_count_for_each_reference(place: Place) {
         .unwrap();
     put(Scope::Fleet("north".into()), None).await;
     put(Scope::Device(uuid(1)), Some(in_fleet)).await;
-    let adopted = |_: ()| {
+    let adopted = || {
         let store = store.clone();
         async move {
             store
@@ -510,8 +510,8 @@ async fn the_most_special_credentials_count_for_each_reference(place: Place) {
         }
     };
     // The device's own, its fleet's, and those of the rest.
-    assert_eq!(adopted(()).await, 3);
-    assert_eq!(adopted(()).await, 0);
+    assert_eq!(adopted().await, 3);
+    assert_eq!(adopted().await, 0);
     for (n, scope) in [
         (1, Scope::Device(uuid(1))),
         (2, Scope::Fleet("north".into())),
