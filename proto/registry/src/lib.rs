@@ -3,25 +3,34 @@
 //! Refuses to trust a digest that it did not compute or that a header contradicts, to send a
 //! credential to a host it was not issued for, and to read without a bound.
 
+mod about;
 mod addresses;
+mod answer;
 mod auth;
 mod cache;
 mod client;
+mod documents;
 mod error;
+mod exchange;
 mod guard;
 mod keychain;
+mod lanes;
+mod login;
 mod manifest;
 mod place;
+mod pull_token;
 mod resolve;
 mod settings;
 mod tags;
 
+pub use about::About;
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
     Keychains, Keys, Now,
 };
+pub use pull_token::{PullAccess, PullToken};
 pub use resolve::Resolved;
 pub use settings::{
     Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
