@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_domain::refresh::Rhythm;
+use holdfast_proto::id::DeviceId;
 use tokio::sync::{Notify, watch};
 
+use crate::limits::Limits;
 use crate::live::Live;
+use crate::logins::Logins;
 use crate::resolver::Resolver;
 use crate::secret::Secret;
 use crate::store::Store;
 use crate::telemetry::Metrics;
-use crate::vault::Vault;
 
 /// What handlers and tasks share.
 #[derive(Debug)]
@@ -24,8 +26,10 @@ pub struct App {
     pub resolver: Resolver,
     /// How often references are asked for again.
     pub rhythm: Rhythm,
-    /// What credentials are sealed with.
-    pub vault: Vault,
+    /// Whose credentials count where.
+    pub logins: Logins,
+    /// How often devices may ask for pull tokens.
+    pub pull_limits: Limits<DeviceId>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Seconds between two polls of a device.

@@ -60,6 +60,7 @@ fn all() -> Routes {
         .add(OwnCredential, routes!(device::enrol::enrol))
         .add(OwnDevice, routes!(device::poll::poll))
         .add(OwnDevice, routes!(device::report::report))
+        .add(OwnDevice, routes!(device::pull_login::issue))
         // Operators: devices and their targets
         .add(Read, routes!(operator::devices::list))
         .add(Read, routes!(operator::devices::show))

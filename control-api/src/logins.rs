@@ -3,11 +3,14 @@
 //! Refuses to go on without those that count: credentials that cannot be opened are a failure that says
 //! so, not a reason to ask as somebody else.
 
+use std::sync::Arc;
+
 use holdfast_domain::resolution::Failure;
 use holdfast_domain::scope::{FLEET_LABEL, Scope};
 use holdfast_registry as registry;
 use holdfast_registry::{Credentials, Identity};
 
+use crate::resolver::Ask;
 use crate::secret::{NoRandomness, Secret};
 use crate::store::credentials::{self, New, Stored};
 use crate::store::devices::Device;
@@ -52,8 +55,17 @@ pub struct Login {
     pub scope: Scope,
     /// What they are; none without stored ones, which leaves the configured ones.
     pub identity: Option<Result<Identity, Failure>>,
-    /// Whether the device may be given them when the registry mints no tokens.
-    pub hand_out: bool,
+    /// Whether there is a login at all, stored or configured.
+    pub is_known: bool,
+    /// What the device may be given when the registry mints no tokens: a user and a password.
+    pub hand_out: Option<(String, Secret)>,
+}
+
+/// Opens and chooses credentials; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Logins {
+    vault: Vault,
+    registries: Arc<dyn Ask>,
 }
 
 /// Where a secret is sealed for: it opens in the row of this registry, scope, kind and user alone.
@@ -62,21 +74,6 @@ fn place(registry: &str, scope: &Scope, kind: &str, username: Option<&str>) -> S
     let parts = [registry, &scope.to_string(), kind, username.unwrap_or("")];
     let counted = parts.map(|part| format!("{}:{part}", part.len()));
     counted.join(";")
-}
-
-/// Seals credentials for their row.
-///
-/// # Errors
-/// When the system has no randomness.
-pub fn seal(
-    vault: &Vault,
-    registry: &str,
-    scope: &Scope,
-    kind: Kind,
-    username: Option<&str>,
-    secret: &Secret,
-) -> Result<Sealed, NoRandomness> {
-    vault.seal(&place(registry, scope, kind.name(), username), secret)
 }
 
 /// Seals credentials and puts them together as they are stored.
@@ -92,7 +89,8 @@ pub fn sealed(vault: &Vault, plain: Plain) -> Result<New, NoRandomness> {
         secret,
         hand_out,
     } = plain;
-    let sealed = seal(vault, &registry, &scope, kind, username.as_deref(), &secret)?;
+    let place = place(&registry, &scope, kind.name(), username.as_deref());
+    let sealed = vault.seal(&place, &secret)?;
     Ok(New {
         registry,
         scope,
@@ -120,8 +118,8 @@ pub struct Plain {
     pub hand_out: bool,
 }
 
-/// Opens stored credentials.
-pub fn open(vault: &Vault, stored: &Stored) -> Result<Identity, Failure> {
+/// Opens stored credentials: what they are, and the secret in them.
+fn open(vault: &Vault, stored: &Stored) -> Result<(Identity, Secret), Failure> {
     let Stored {
         registry,
         scope,
@@ -156,11 +154,12 @@ pub fn open(vault: &Vault, stored: &Stored) -> Result<Identity, Failure> {
             return Err(unreadable("this version does not know their kind".into()));
         }
     };
-    Ok(Identity {
+    let identity = Identity {
         // Changes with the credentials: a login with the old ones is not used for the new ones.
         id: format!("{}.{}", stored.id, stored.version),
         credentials,
-    })
+    };
+    Ok((identity, secret))
 }
 
 /// The fleet of a device, if it has one.
@@ -168,43 +167,69 @@ pub fn fleet(device: &Device) -> Option<&str> {
     device.labels.get(FLEET_LABEL).map(String::as_str)
 }
 
-/// The login that counts for a device at a registry.
-pub fn of_device(
-    tx: &mut Tx<'_>,
-    vault: &Vault,
-    registry: &str,
-    device: &Device,
-) -> Result<Login, StoreError> {
-    let found = credentials::of_device(tx, registry, device.uuid, fleet(device))?;
-    Ok(login(vault, found))
-}
+impl Logins {
+    /// Credentials of the store, opened with this key, beside those that the registry client has.
+    pub fn new(vault: Vault, registries: Arc<dyn Ask>) -> Self {
+        Self { vault, registries }
+    }
 
-/// The login of one scope.
-pub fn of_scope(
-    tx: &mut Tx<'_>,
-    vault: &Vault,
-    registry: &str,
-    scope: &Scope,
-) -> Result<Login, StoreError> {
-    let found = credentials::find(tx, registry, scope)?;
-    Ok(Login {
-        scope: scope.clone(),
-        ..login(vault, found)
-    })
-}
+    /// What credentials are sealed with.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
 
-fn login(vault: &Vault, found: Option<Stored>) -> Login {
-    match found {
-        Some(stored) => Login {
-            identity: Some(open(vault, &stored)),
-            hand_out: stored.hand_out,
+    /// Why stored credentials cannot be used, if they cannot.
+    pub fn fault(&self, stored: &Stored) -> Option<Failure> {
+        open(&self.vault, stored).err()
+    }
+
+    /// The login that counts for a device at a registry.
+    pub fn of_device(
+        &self,
+        tx: &mut Tx<'_>,
+        registry: &str,
+        device: &Device,
+    ) -> Result<Login, StoreError> {
+        let found = credentials::of_device(tx, registry, device.uuid, fleet(device))?;
+        Ok(self.login(registry, found))
+    }
+
+    /// The login of one scope.
+    pub fn of_scope(
+        &self,
+        tx: &mut Tx<'_>,
+        registry: &str,
+        scope: &Scope,
+    ) -> Result<Login, StoreError> {
+        let found = credentials::find(tx, registry, scope)?;
+        Ok(Login {
+            scope: scope.clone(),
+            ..self.login(registry, found)
+        })
+    }
+
+    fn login(&self, registry: &str, found: Option<Stored>) -> Login {
+        let Some(stored) = found else {
+            return Login {
+                scope: Scope::Registry,
+                identity: None,
+                is_known: self.registries.has_login(registry),
+                hand_out: self.registries.hand_out(registry),
+            };
+        };
+        let opened = open(&self.vault, &stored);
+        let hand_out = match (&opened, &stored.username) {
+            (Ok((_, secret)), Some(username)) if stored.hand_out => {
+                Some((username.clone(), secret.clone()))
+            }
+            (Ok(_) | Err(_), _) => None,
+        };
+        Login {
             scope: stored.scope,
-        },
-        None => Login {
-            scope: Scope::Registry,
-            identity: None,
-            hand_out: false,
-        },
+            identity: Some(opened.map(|(identity, _)| identity)),
+            is_known: true,
+            hand_out,
+        }
     }
 }
 

@@ -14,7 +14,10 @@ use tokio::sync::{Notify, watch};
 
 use crate::app::{App, Shared};
 use crate::config::Settings;
+use crate::http::device;
+use crate::limits::Limits;
 use crate::live::Live;
+use crate::logins::Logins;
 use crate::resolver::{Ask, Resolver};
 use crate::secret::{self, Kind, NoRandomness, Secret};
 use crate::store::audit::{self, Actor, NewEntry};
@@ -88,14 +91,18 @@ pub async fn assemble(
         store,
         live: Live::default(),
         resolver: Resolver::new(
-            registries,
+            Arc::clone(&registries),
             Duration::from_secs(settings.digest_cache_s.into()),
             Arc::clone(&metrics),
         ),
         rhythm: Rhythm {
             interval: settings.refresh_interval,
         },
-        vault,
+        logins: Logins::new(vault, registries),
+        pull_limits: Limits::new(
+            device::pull_login::MOST_REQUESTS,
+            device::pull_login::WINDOW,
+        ),
         metrics,
         poll_interval_s: settings.poll_interval_s,
         webhook_secret: settings.webhook_secret.clone(),

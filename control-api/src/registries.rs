@@ -1,32 +1,51 @@
 //! Owns the registry client's place in this program: its settings, its metrics, its words.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::Reference;
 use holdfast_registry as registry;
-use holdfast_registry::{Client, Environment, Keychain, RegistryError, Resolved, RetryAdvice};
+use holdfast_registry::{
+    Client, Environment, Identity, Keychain, PullAccess, RegistryError, Resolved, RetryAdvice,
+};
 
 use crate::config::{self, Settings};
 use crate::resolver::{Answer, Ask, Inquiry};
+use crate::secret::Secret;
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
-struct Registries(Client);
+struct Registries {
+    client: Client,
+    /// What the environment knows.
+    environment: Option<Environment>,
+    /// Those of the configuration that have credentials, by canonical name.
+    configured: BTreeMap<String, Configured>,
+}
+
+#[derive(Debug)]
+struct Configured {
+    username: String,
+    password: Secret,
+    hand_out: bool,
+}
 
 /// A client for the registries of the configuration.
 ///
 /// # Errors
 /// When no TLS provider is installed or its roots cannot be read.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    let keychain = environment.clone();
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
         // For lists of tags; the resolver keeps answers itself, with the store behind it.
         cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
-        keychain: Environment::read(|name| std::env::var(name).ok())
-            .map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
+        keychain: keychain.map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
@@ -38,7 +57,20 @@ pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>
         })),
         ..registry::Settings::default()
     })?;
-    Ok(Arc::new(Registries(client)))
+    let configured = settings.registries.iter().filter_map(|registry| {
+        let (username, password) = registry.credentials.clone()?;
+        let configured = Configured {
+            username,
+            password,
+            hand_out: registry.hand_out,
+        };
+        Some((canonical(&registry.host), configured))
+    });
+    Ok(Arc::new(Registries {
+        client,
+        environment,
+        configured: configured.collect(),
+    }))
 }
 
 fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
@@ -92,7 +124,7 @@ impl Ask for Registries {
         } = inquiry;
         Box::pin(async move {
             let digest = known.map(|image| image.top.digest());
-            match (self.0.ask_for(reference, digest, who).await, known) {
+            match (self.client.ask_for(reference, digest, who).await, known) {
                 (Ok(Resolved::Image(image)), _) => Ok(image),
                 (Ok(Resolved::Unchanged), Some(known)) => Ok(known.clone()),
                 (Ok(Resolved::Unchanged), None) => Err(Failure::new(
@@ -108,6 +140,33 @@ impl Ask for Registries {
                 }
             }
         })
+    }
+
+    fn pull_access<'a>(
+        &'a self,
+        reference: &'a Reference,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<PullAccess, Failure>> {
+        Box::pin(async move {
+            let access = self.client.pull_token(reference, who).await;
+            access.map_err(|error| failure(&error))
+        })
+    }
+
+    fn has_login(&self, registry: &str) -> bool {
+        self.configured.contains_key(registry)
+            || self.environment.as_ref().is_some_and(|environment| {
+                // What the environment knows is at hand.
+                let found = environment.find(registry).now_or_never();
+                matches!(found, Some(Ok(Some(_))))
+            })
+    }
+
+    fn hand_out(&self, registry: &str) -> Option<(String, Secret)> {
+        let configured = self.configured.get(registry)?;
+        configured
+            .hand_out
+            .then(|| (configured.username.clone(), configured.password.clone()))
     }
 }
 

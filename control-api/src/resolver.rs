@@ -15,12 +15,12 @@ use holdfast_domain::scope::Scope;
 use holdfast_domain::sighting::Sighting;
 use holdfast_proto::image::{Reference, ResolvedImage};
 use holdfast_proto::time::Timestamp;
-use holdfast_registry::Identity;
+use holdfast_registry::{Identity, PullAccess};
 use serde_json::json;
 
 use crate::clock;
 use crate::logins::Login;
-use crate::secret;
+use crate::secret::{self, Secret};
 use crate::store::events::{self, NewEvent};
 use crate::store::resolutions::{self, Resolution};
 use crate::store::{StoreError, Tx, tag_history};
@@ -53,6 +53,19 @@ pub struct Inquiry<'a> {
 pub trait Ask: Send + Sync + std::fmt::Debug {
     /// What the reference points at now.
     fn ask<'a>(&'a self, inquiry: Inquiry<'a>) -> BoxFuture<'a, Answer>;
+
+    /// How a device can pull this image, asked with these credentials or the configured ones.
+    fn pull_access<'a>(
+        &'a self,
+        reference: &'a Reference,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<PullAccess, Failure>>;
+
+    /// Whether there are configured credentials for a registry.
+    fn has_login(&self, registry: &str) -> bool;
+
+    /// The configured credentials that devices may be given, if they may.
+    fn hand_out(&self, registry: &str) -> Option<(String, Secret)>;
 }
 
 /// An image, and with whose credentials it is asked for.

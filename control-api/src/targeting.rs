@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::clock;
 use crate::http::problem::Refusal;
-use crate::logins::{self, Login};
+use crate::logins::{Login, Logins};
 use crate::resolver::{Freshness, Question, record};
 use crate::store::audit::{self, Actor, NewEntry};
 use crate::store::db::{StoreError, Tx, json as to_json};
@@ -27,7 +27,6 @@ use crate::store::events::{self, NewEvent};
 use crate::store::reports;
 use crate::store::resolutions::{self, Key};
 use crate::store::targets::{self, Named, Target};
-use crate::vault::Vault;
 
 /// A request to set a device's target.
 #[derive(Debug, Clone)]
@@ -59,15 +58,16 @@ pub struct Outcome {
 pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
     let uuid = new.uuid;
     let references = target::references(&new.input);
-    let (vault, wanted) = (app.vault.clone(), references.clone());
+    let (logins, wanted) = (app.logins.clone(), references.clone());
     let questions = app
         .store
         .read(move |tx| {
             let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
-            Ok::<_, Refusal>(questions(tx, &vault, &device, &wanted)?)
+            Ok::<_, Refusal>(questions(tx, &logins, &device, &wanted)?)
         })
         .await?;
     let findings = app.resolver.answers(questions, Freshness::Cached).await;
+    let logins = app.logins.clone();
     let failed = findings.values().any(|finding| finding.answer.is_err());
     let now = clock::now();
     let rhythm = app.rhythm;
@@ -81,7 +81,9 @@ pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
                 .into_iter()
                 .map(|((key, _), known)| (key, known))
                 .collect();
-            let rendered = target::render(&new.input, &device.platform, &known, now);
+            let mut rendered = target::render(&new.input, &device.platform, &known, now);
+            let is_known = with_login(tx, &logins, &device, &references)?;
+            target::note_logins(&mut rendered.apps, |registry| is_known.contains(registry));
             refuse_unfit(&rendered, new.require_digest)?;
             let before = targets::find(tx, device.id)?;
             let (state, etag) = store(
@@ -112,7 +114,7 @@ pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
 /// The login that counts for this device at each registry of these references.
 fn logins_of(
     tx: &mut Tx<'_>,
-    vault: &Vault,
+    logins: &Logins,
     device: &Device,
     references: &[Reference],
 ) -> Result<BTreeMap<String, Login>, StoreError> {
@@ -120,20 +122,32 @@ fn logins_of(
     for reference in references {
         let registry = reference.repository().registry();
         if !found.contains_key(registry) {
-            let login = logins::of_device(tx, vault, registry, device)?;
+            let login = logins.of_device(tx, registry, device)?;
             found.insert(registry.to_owned(), login);
         }
     }
     Ok(found)
 }
 
+/// The registries among these references' for which the device has a login.
+fn with_login(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    device: &Device,
+    references: &[Reference],
+) -> Result<BTreeSet<String>, StoreError> {
+    let found = logins_of(tx, logins, device, references)?;
+    let known = found.into_iter().filter(|(_, login)| login.is_known);
+    Ok(known.map(|(registry, _)| registry).collect())
+}
+
 fn questions(
     tx: &mut Tx<'_>,
-    vault: &Vault,
+    logins: &Logins,
     device: &Device,
     references: &[Reference],
 ) -> Result<Vec<Question>, StoreError> {
-    let logins = logins_of(tx, vault, device, references)?;
+    let logins = logins_of(tx, logins, device, references)?;
     let mut asked = BTreeSet::new();
     let mut questions = Vec::new();
     for reference in references {
@@ -150,11 +164,11 @@ fn questions(
 /// What is known of these images for this device, without asking anybody.
 fn recall(
     tx: &mut Tx<'_>,
-    vault: &Vault,
+    logins: &Logins,
     device: &Device,
     references: &[Reference],
 ) -> Result<KnownImages, StoreError> {
-    let logins = logins_of(tx, vault, device, references)?;
+    let logins = logins_of(tx, logins, device, references)?;
     let mut known = KnownImages::new();
     for reference in references {
         let key = Key::of(reference);
@@ -309,7 +323,7 @@ pub fn show(tx: &mut Tx<'_>, vault: &Vault, uuid: DeviceId) -> Result<Option<Out
         .collect();
     references.sort();
     references.dedup();
-    let known = recall(tx, vault, &device, &references)?;
+    let known = recall(tx, logins, &device, &references)?;
     Ok(Some(Outcome {
         images: with_knowledge(&references, &known),
         state,
@@ -322,7 +336,7 @@ pub fn show(tx: &mut Tx<'_>, vault: &Vault, uuid: DeviceId) -> Result<Option<Out
 /// What it has a digest for stays as it is, whatever its tag means by now.
 pub fn render_again(
     tx: &mut Tx<'_>,
-    vault: &Vault,
+    logins: &Logins,
     uuid: DeviceId,
     actor: &Actor,
     now: Timestamp,
@@ -338,10 +352,12 @@ pub fn render_again(
         return Ok(false);
     };
     let references = target::references(&input);
-    let known = recall(tx, vault, &device, &references)?;
+    let known = recall(tx, logins, &device, &references)?;
     let mut rendered = target::render(&input, &device.platform, &known, now);
     let pinned = read(&before.body)?.apps;
     target::keep_pins(&mut rendered.apps, &pinned, &device.platform);
+    let is_known = with_login(tx, logins, &device, &references)?;
+    target::note_logins(&mut rendered.apps, |registry| is_known.contains(registry));
     let change = Change {
         device: &device,
         before: Some(&before),

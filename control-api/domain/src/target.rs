@@ -134,6 +134,7 @@ fn pin(reference: &Reference, platform: &Platform, known: &KnownImages, now: Tim
             error: Some("the registry was not asked yet".to_owned()),
             stale_since: None,
         },
+        pull_login: false,
     };
     let Some(known) = known.get(&Key::of(reference)) else {
         return Pinned::Unresolved(pin);
@@ -234,6 +235,14 @@ pub fn keep_pins(
                 service.pin.clone_from(&kept.pin);
             }
         }
+    }
+}
+
+/// Notes at each pin whether a login for its registry is known, which the device should then ask for.
+pub fn note_logins(apps: &mut BTreeMap<AppId, App>, is_known: impl Fn(&str) -> bool) {
+    let services = apps.values_mut().flat_map(|app| &mut app.services);
+    for pin in services.filter_map(|service| service.pin.as_mut()) {
+        pin.pull_login = is_known(&pin.registry);
     }
 }
 

@@ -191,7 +191,7 @@ pub struct Due {
     /// Now.
     pub now: Timestamp,
     /// Good answers from before this instant are due whatever was planned: the interval may have been
-    /// made shorter. None leaves all good answers alone.
+    /// made shorter.
     pub refresh_before: Option<Timestamp>,
     /// So many at most.
     pub limit: i64,
@@ -207,8 +207,7 @@ pub fn take_due(
     let taken = tx
         .query(
             select_resolutions!(
-                "where ((r.next_attempt_at <= $1
-                         and (r.error is not null or cast($2 as bigint) is not null))
+                "where (r.next_attempt_at <= $1
                      or (r.error is null and r.next_attempt_at is not null and r.asked_at < $2
                          and r.next_attempt_at > $3))
                    and exists (select 1 from reference_scopes s where s.registry = r.registry
@@ -238,14 +237,13 @@ pub fn take_due(
     Ok(taken)
 }
 
-/// When the next attempt is due, if any image waits for one; `refreshing` counts good answers, too.
-pub fn next_due(tx: &mut Tx<'_>, refreshing: bool) -> Result<Option<Timestamp>, StoreError> {
+/// When the next attempt is due, if any image waits for one.
+pub fn next_due(tx: &mut Tx<'_>) -> Result<Option<Timestamp>, StoreError> {
     tx.query_opt(
         "select min(r.next_attempt_at) from resolutions r
-         where (r.error is not null or cast($1 as bigint) = 1) and exists (
-            select 1 from reference_scopes s where s.registry = r.registry
-               and s.repository = r.repository and s.selector = r.selector and s.scope = r.scope)",
-        params![refreshing],
+         where exists (select 1 from reference_scopes s where s.registry = r.registry
+            and s.repository = r.repository and s.selector = r.selector and s.scope = r.scope)",
+        params![],
     )?
     .map_or(Ok(None), |row| row.opt_time(0))
 }
@@ -286,7 +284,7 @@ pub fn adopt(tx: &mut Tx<'_>, registry: Option<&str>, now: Timestamp) -> Result<
 pub fn hurry_registry(tx: &mut Tx<'_>, registry: &str, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute(
         "update resolutions set next_attempt_at = $2 where registry = $1
-            and (error is not null or next_attempt_at is not null)",
+            and (error is not null or selector not like '%:%')",
         params![registry, now],
     )
 }
@@ -297,7 +295,7 @@ pub fn hurry(tx: &mut Tx<'_>, key: Option<&Key>, now: Timestamp) -> Result<u64, 
         "update resolutions set next_attempt_at = $1
          where (cast($2 as text) is null
                 or (registry = $2 and repository = $3 and selector = $4))
-           and (error is not null or next_attempt_at is not null)
+           and (error is not null or selector not like '%:%')
            and exists (select 1 from reference_scopes s where s.registry = resolutions.registry
                 and s.repository = resolutions.repository and s.selector = resolutions.selector
                 and s.scope = resolutions.scope)",

@@ -10,7 +10,6 @@ use holdfast_proto::time::Timestamp;
 
 use crate::app::{App, Shared};
 use crate::clock;
-use crate::logins;
 use crate::resolver::{self, Freshness, Question};
 use crate::store::audit::Actor;
 use crate::store::resolutions::{self, Due};
@@ -72,14 +71,10 @@ pub async fn run_once(app: &App, now: Timestamp) -> Result<Option<Timestamp>, St
             .await?;
     }
     render_waiting(app, now).await?;
-    let refreshing = app.rhythm.interval.is_some();
     let (next, failing) = app
         .store
         .read(move |tx| {
-            Ok::<_, StoreError>((
-                resolutions::next_due(tx, refreshing)?,
-                resolutions::count_failing(tx)?,
-            ))
+            Ok::<_, StoreError>((resolutions::next_due(tx)?, resolutions::count_failing(tx)?))
         })
         .await?;
     app.metrics.set_unresolved(failing);
@@ -114,12 +109,12 @@ async fn take(app: &App, now: Timestamp) -> Result<Vec<Question>, StoreError> {
         let Some(reference) = row.key.reference() else {
             continue;
         };
-        let vault = app.vault.clone();
+        let logins = app.logins.clone();
         let question = app
             .store
             .read(move |tx| {
                 let registry = reference.repository().registry();
-                let login = logins::of_scope(tx, &vault, registry, &row.scope)?;
+                let login = logins.of_scope(tx, registry, &row.scope)?;
                 Question::prepare(tx, reference.clone(), login)
             })
             .await?;
@@ -132,7 +127,7 @@ async fn take(app: &App, now: Timestamp) -> Result<Vec<Question>, StoreError> {
 async fn render_waiting(app: &App, now: Timestamp) -> Result<(), StoreError> {
     let mut after = 0;
     loop {
-        let vault = app.vault.clone();
+        let logins = app.logins.clone();
         let (last, count) = app
             .store
             .transact(move |tx| {
@@ -143,7 +138,7 @@ async fn render_waiting(app: &App, now: Timestamp) -> Result<(), StoreError> {
                 };
                 let devices = targets::devices_waiting(tx, after, BATCH)?;
                 for (_, uuid) in &devices {
-                    if targeting::render_again(tx, &vault, *uuid, &actor, now)? {
+                    if targeting::render_again(tx, &logins, *uuid, &actor, now)? {
                         tracing::info!(
                             device.id = %uuid,
                             "a target got digests for which it had waited"

@@ -100,6 +100,7 @@ fn service(pushed: &Pushed, name: &str) -> anyhow::Result<ServiceTarget> {
                 error: None,
                 stale_since: None,
             },
+            pull_login: false,
         }),
     })
 }

@@ -190,6 +190,7 @@ impl Release {
                     error: None,
                     stale_since: None,
                 },
+                pull_login: false,
             }),
         }
     }

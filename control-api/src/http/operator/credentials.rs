@@ -117,7 +117,7 @@ pub struct ScopeParams {
 }
 
 fn summary(app: &App, stored: Stored) -> CredentialsSummary {
-    let error = logins::open(&app.vault, &stored).err();
+    let error = app.logins.fault(&stored);
     let (fleet, device) = split(&stored.scope);
     CredentialsSummary {
         registry: stored.registry,
@@ -279,7 +279,7 @@ pub async fn put(
     Strict(new): Strict<NewCredentials>,
 ) -> Result<Json<CredentialsSummary>, Refusal> {
     let plain = plain(registry(&host)?, new)?;
-    let new: New = logins::sealed(&app.vault, plain)?;
+    let new: New = logins::sealed(app.logins.vault(), plain)?;
     let now = clock::now();
     let by = actor(&principal, &request_id);
     let set = app
