@@ -6,22 +6,26 @@
 mod addresses;
 mod auth;
 mod cache;
+mod candidates;
 mod client;
 mod error;
 mod guard;
 mod keychain;
 mod manifest;
 mod place;
+mod release_link;
 mod resolve;
 mod settings;
 mod tags;
 
+pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
     Keychains, Keys, Now,
 };
+pub use release_link::release_link;
 pub use resolve::Resolved;
 pub use settings::{
     Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
