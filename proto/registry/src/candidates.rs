@@ -68,7 +68,8 @@ impl<'a> Version<'a> {
             .unwrap_or(bare.len());
         let (numbers, suffix) = bare.split_at(end);
         // `3.14.0rc1` and `1.2.x` are no versions of ours.
-        if !suffix.is_empty() && !(suffix.starts_with(['-', '_']) && suffix.len() > 1) {
+        let joined = suffix.starts_with(['-', '_']) && suffix.len() > 1;
+        if !suffix.is_empty() && !joined {
             return None;
         }
         let parts: Vec<u64> = numbers
@@ -99,6 +100,11 @@ impl<'a> Version<'a> {
             && !other.is_pre_release()
             && self.parts < other.parts
     }
+}
+
+/// Whether a tag can have candidates at all; for one that cannot, no list need be asked for.
+pub fn may_have_candidates(tag: &str) -> bool {
+    Version::parse(tag).is_some_and(|version| version.parts.len() > 1 && !version.is_pre_release())
 }
 
 /// The tags that are newer than `current` and of its kind, newest first.

@@ -18,7 +18,7 @@ mod resolve;
 mod settings;
 mod tags;
 
-pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates};
+pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{

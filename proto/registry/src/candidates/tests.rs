@@ -141,6 +141,16 @@ fn pre_releases_are_no_candidates() {
 }
 
 #[test]
+fn a_list_is_asked_for_only_where_it_can_help() {
+    for tag in ["1.2", "v1.2.3", "1.2-alpine"] {
+        assert!(may_have_candidates(tag), "{tag}");
+    }
+    for tag in ["latest", "7", "v7", "7-alpine", "1.2-rc1", "stable", ""] {
+        assert!(!may_have_candidates(tag), "{tag}");
+    }
+}
+
+#[test]
 fn a_long_list_is_bounded() {
     let tags: Vec<String> = (0..60_000).map(|minor| format!("1.{minor}")).collect();
     let found = candidates("1.1", tags.iter().map(String::as_str));
@@ -175,6 +185,7 @@ proptest! {
         let found = candidates(&current, tags.iter().map(String::as_str));
         let is = Version::parse(&current);
         for tag in &found {
+            prop_assert!(may_have_candidates(&current));
             let is = is.as_ref().expect("what is no version has no candidates");
             let other = Version::parse(tag).expect("a candidate is a version");
             prop_assert!(tags.iter().any(|known| known == tag));
