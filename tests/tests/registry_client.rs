@@ -120,8 +120,8 @@ async fn an_unmoved_tag_costs_one_conditional_request_and_a_kept_answer_none() -
     }
     let once = counted.lock().expect("not poisoned").len();
     assert_eq!(
-        once, 3,
-        "HEAD, the index, its one child: twenty askers are one question"
+        once, 2,
+        "the index and its one child: twenty askers are one question"
     );
     client.resolve(&wanted).await?;
     assert_eq!(counted.lock().expect("not poisoned").len(), once);

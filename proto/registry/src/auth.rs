@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use crate::error::RegistryError;
 use crate::place::Place;
-use crate::settings::Secret;
+use crate::settings::{Identity, Secret};
 
 /// Lifetime of a token whose server does not say (distribution token specification).
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
+/// Longest lifetime that is believed; a revoked token is found out anyway.
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
 /// A token is not used in its last seconds: it must still be good when the request arrives.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Nobody says how long a token that was given to us works; when it does not, the registry will.
@@ -37,6 +39,13 @@ pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(parse)
         .collect()
+}
+
+/// The Bearer challenge among those that are offered.
+pub(crate) fn bearer(offered: &[Challenge]) -> Option<&Challenge> {
+    offered
+        .iter()
+        .find(|challenge| challenge.scheme == "bearer")
 }
 
 fn is_token_char(c: char) -> bool {
@@ -125,7 +134,8 @@ impl TokenRequest {
 pub(crate) struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Seconds; not every server writes a whole number.
+    expires_in: Option<serde_json::Number>,
 }
 
 /// A way to log in that worked, and until when.
@@ -134,49 +144,64 @@ pub(crate) enum Login {
     /// User name and password with each request.
     Basic { username: String, password: Secret },
     /// A token.
-    Bearer { token: Secret, good_until: Instant },
+    Bearer {
+        token: Secret,
+        good_until: Instant,
+        /// How long it was good when it was new.
+        lifetime: Duration,
+    },
 }
 
 impl Login {
     /// A token that was given to us, for as long as it works.
     pub(crate) fn given(token: Secret, now: Instant) -> Self {
-        let good_until = now + GIVEN_LIFETIME;
-        Self::Bearer { token, good_until }
+        Self::Bearer {
+            token,
+            good_until: now + GIVEN_LIFETIME,
+            lifetime: GIVEN_LIFETIME,
+        }
     }
 }
 
 impl TokenAnswer {
     /// The token, unless the answer has none.
     pub(crate) fn login(self, now: Instant) -> Option<Login> {
-        let lifetime = self
-            .expires_in
-            .map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        let seconds = self.expires_in.and_then(|seconds| seconds.as_f64());
+        let lifetime = seconds.map_or(DEFAULT_LIFETIME, |seconds| {
+            Duration::from_secs_f64(seconds.clamp(0.0, MAX_LIFETIME.as_secs_f64()))
+        });
+        let lifetime = lifetime.saturating_sub(MARGIN);
         let token = self
             .token
             .or(self.access_token)
             .filter(|token| !token.is_empty())?;
-        let good_until = now + lifetime.saturating_sub(MARGIN);
         Some(Login::Bearer {
             token: Secret::new(token),
-            good_until,
+            good_until: now + lifetime,
+            lifetime,
         })
     }
 }
 
-/// Logins that worked, by where and for whom.
+/// Where, and for whom; the configured credentials without.
+type Key = (Place, Option<String>);
+
+/// Logins that worked.
 #[derive(Debug, Default)]
-pub(crate) struct Logins(Mutex<HashMap<(Place, String), Login>>);
+pub(crate) struct Logins(Mutex<HashMap<Key, Login>>);
 
 impl Logins {
-    pub(crate) fn get(&self, place: &Place, who: &str, now: Instant) -> Option<Login> {
-        let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        logins
-            .get(&(place.clone(), who.to_owned()))
-            .filter(|login| is_good(login, now))
-            .cloned()
+    fn key(place: &Place, who: Option<&Identity>) -> Key {
+        (place.clone(), who.map(|who| who.id.clone()))
     }
 
-    pub(crate) fn put(&self, place: &Place, who: &str, login: Login, now: Instant) {
+    pub(crate) fn get(&self, place: &Place, who: Option<&Identity>, now: Instant) -> Option<Login> {
+        let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let login = logins.get(&Self::key(place, who));
+        login.filter(|login| is_good(login, now)).cloned()
+    }
+
+    pub(crate) fn put(&self, place: &Place, who: Option<&Identity>, login: Login, now: Instant) {
         let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if logins.len() >= MAX_TOKENS {
             logins.retain(|_, login| is_good(login, now));
@@ -184,12 +209,12 @@ impl Logins {
                 logins.clear();
             }
         }
-        logins.insert((place.clone(), who.to_owned()), login);
+        logins.insert(Self::key(place, who), login);
     }
 
-    pub(crate) fn forget(&self, place: &Place, who: &str) {
+    pub(crate) fn forget(&self, place: &Place, who: Option<&Identity>) {
         let mut logins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.remove(&(place.clone(), who.to_owned()));
+        logins.remove(&Self::key(place, who));
     }
 }
 
@@ -249,11 +274,28 @@ mod tests {
     fn a_token_without_a_lifetime_is_good_for_less_than_a_minute() {
         let now = Instant::now();
         let answer: TokenAnswer = serde_json::from_str(r#"{"access_token":"x"}"#).unwrap();
-        let Some(Login::Bearer { good_until, token }) = answer.login(now) else {
+        let Some(Login::Bearer {
+            good_until, token, ..
+        }) = answer.login(now)
+        else {
             panic!("a token")
         };
         assert_eq!(good_until - now, Duration::from_secs(50));
         assert_eq!(format!("{token:?}"), "Secret(…)");
+        for (text, seconds) in [
+            ("-5", 0),
+            ("0", 0),
+            ("90.5", 80),
+            ("1e300", 86_390),
+            ("18446744073709551615", 86_390),
+        ] {
+            let text = format!(r#"{{"token":"x","expires_in":{text}}}"#);
+            let answer: TokenAnswer = serde_json::from_str(&text).unwrap();
+            let Some(Login::Bearer { lifetime, .. }) = answer.login(now) else {
+                panic!("a token")
+            };
+            assert_eq!(lifetime.as_secs(), seconds, "{text}");
+        }
         let none: TokenAnswer = serde_json::from_str(r#"{"token":""}"#).unwrap();
         assert!(none.login(now).is_none());
     }

@@ -1,80 +1,59 @@
-//! Owns what need not be asked twice: immutable documents by digest, and recent answers for tags.
+//! Owns what need not be asked twice within a while: recent answers, and at most one question at a time
+//! for each.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_proto::image::{Digest, Repository, ResolvedImage};
+use holdfast_proto::image::Repository;
 use tokio::time::Instant;
 
 use crate::error::RegistryError;
-use crate::manifest::Document;
 
-/// Documents kept: a few kilobytes each, a fleet's images and their platforms many times over.
-const MAX_DOCUMENTS: usize = 2_048;
-/// Tags kept, each with one answer.
+/// Answers kept: a fleet's tags many times over.
 const MAX_ANSWERS: usize = 4_096;
-
-/// Documents by digest: they can never change, so they are only dropped for room.
-#[derive(Debug, Default)]
-pub(crate) struct Documents(Mutex<Kept>);
-
-#[derive(Debug, Default)]
-struct Kept {
-    documents: HashMap<(Repository, Digest), Arc<Document>>,
-    oldest_first: VecDeque<(Repository, Digest)>,
-}
-
-impl Documents {
-    pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Document>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.documents.get(&(repository.clone(), *digest)).cloned()
-    }
-
-    pub(crate) fn put(&self, repository: &Repository, digest: Digest, document: Arc<Document>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (repository.clone(), digest);
-        if kept.documents.insert(key.clone(), document).is_none() {
-            kept.oldest_first.push_back(key);
-        }
-        while kept.documents.len() > MAX_DOCUMENTS {
-            let Some(oldest) = kept.oldest_first.pop_front() else {
-                break;
-            };
-            kept.documents.remove(&oldest);
-        }
-    }
-}
 
 /// A tag, and for whom it was asked: what one may see is not told to another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) repository: Repository,
-    pub(crate) tag: String,
-    pub(crate) who: String,
+    /// None for the list of all tags.
+    pub(crate) tag: Option<String>,
+    /// None for the configured credentials.
+    pub(crate) who: Option<String>,
 }
 
-/// What was found out about one tag.
-#[derive(Debug, Default)]
-struct Answer {
-    /// The newest image, and when it was asked for.
-    image: Option<(Instant, ResolvedImage)>,
+/// What was found out.
+#[derive(Debug)]
+struct Answer<T> {
+    /// The newest good answer, and when it was asked for.
+    good: Option<(Instant, T)>,
     /// A failure since then.
     failure: Option<(Instant, RegistryError)>,
 }
 
-/// Whoever holds the lock is the one who asks.
-type Slot = Arc<tokio::sync::Mutex<Answer>>;
-
-/// Recent answers for tags, and at most one question at a time for each.
-#[derive(Debug)]
-pub(crate) struct Answers {
-    ttl: Duration,
-    failure_ttl: Duration,
-    slots: Mutex<HashMap<Key, Slot>>,
+impl<T> Default for Answer<T> {
+    fn default() -> Self {
+        Self {
+            good: None,
+            failure: None,
+        }
+    }
 }
 
-impl Answers {
+/// Whoever holds the lock is the one who asks.
+type Slot<T> = Arc<tokio::sync::Mutex<Answer<T>>>;
+
+/// Recent answers.
+#[derive(Debug)]
+pub(crate) struct Answers<T> {
+    ttl: Duration,
+    failure_ttl: Duration,
+    slots: Mutex<HashMap<Key, Slot<T>>>,
+}
+
+impl<T: Clone> Answers<T> {
     pub(crate) fn new(ttl: Duration, failure_ttl: Duration) -> Self {
         Self {
             ttl,
@@ -83,43 +62,54 @@ impl Answers {
         }
     }
 
-    fn slot(&self, key: Key) -> Slot {
+    fn slot(&self, key: Key) -> Slot<T> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if slots.len() >= MAX_ANSWERS {
-            // What nobody waits for makes room.
-            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        if slots.len() >= MAX_ANSWERS && !slots.contains_key(&key) {
+            // A slot that is locked has somebody who asks.
+            let in_use = |slot: &Slot<T>| Arc::strong_count(slot) > 1;
+            let is_old = |slot: &Slot<T>| {
+                let answer = slot.try_lock();
+                answer.is_ok_and(|answer| match &answer.good {
+                    Some((at, _)) => at.elapsed() >= self.ttl,
+                    None => true,
+                })
+            };
+            slots.retain(|_, slot| in_use(slot) || !is_old(slot));
+            if slots.len() >= MAX_ANSWERS {
+                slots.retain(|_, slot| in_use(slot));
+            }
         }
         Arc::clone(slots.entry(key).or_default())
     }
 
-    /// The answer for a tag: a recent one, or what `ask` finds out given the last one known.
+    /// A recent answer, or what `ask` finds out given the last good one.
     pub(crate) async fn get<F>(
         &self,
         key: Key,
-        ask: impl FnOnce(Option<ResolvedImage>) -> F,
-    ) -> Result<ResolvedImage, RegistryError>
+        ask: impl FnOnce(Option<T>) -> F,
+    ) -> Result<T, RegistryError>
     where
-        F: Future<Output = Result<ResolvedImage, RegistryError>>,
+        F: Future<Output = Result<T, RegistryError>>,
     {
         let slot = self.slot(key);
         let arrived = Instant::now();
         let mut answer = slot.lock().await;
         // Asked while we waited for the lock, or recently enough.
         let is_fresh = |at: Instant, ttl: Duration| at >= arrived || at.elapsed() < ttl;
-        match (&answer.failure, &answer.image) {
+        match (&answer.failure, &answer.good) {
             (Some((at, error)), _) if is_fresh(*at, self.failure_ttl) => return Err(error.clone()),
-            (None, Some((at, image))) if is_fresh(*at, self.ttl) => return Ok(image.clone()),
-            _ => {}
+            (None, Some((at, good))) if is_fresh(*at, self.ttl) => return Ok(good.clone()),
+            (Some(_) | None, _) => {}
         }
         let asked_at = Instant::now();
-        let known = answer.image.as_ref().map(|(_, image)| image.clone());
+        let known = answer.good.as_ref().map(|(_, good)| good.clone());
         match ask(known).await {
-            Ok(image) => {
+            Ok(good) => {
                 *answer = Answer {
-                    image: Some((asked_at, image.clone())),
+                    good: Some((asked_at, good.clone())),
                     failure: None,
                 };
-                Ok(image)
+                Ok(good)
             }
             Err(error) => {
                 answer.failure = Some((asked_at, error.clone()));

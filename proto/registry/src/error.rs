@@ -110,6 +110,12 @@ pub enum RegistryError {
         /// Why.
         why: String,
     },
+    /// The token server answered, and not with a token: a captive portal does so.
+    #[error("the token server of {registry} answered without a token")]
+    BadToken {
+        /// The registry.
+        registry: String,
+    },
     /// The registry sends us somewhere we do not go.
     #[error("{registry} redirects where it must not: {why}")]
     RedirectRefused {
@@ -154,6 +160,7 @@ impl RegistryError {
             | Self::DigestMismatch { .. }
             | Self::Unauthorized { .. }
             | Self::Keychain { .. }
+            | Self::BadToken { .. }
             | Self::Forbidden { .. }
             | Self::NotFound { .. } => RetryAdvice::Later,
             Self::TooLarge { .. }
@@ -184,6 +191,7 @@ impl RegistryError {
             Self::RedirectRefused { .. } => "redirect_refused",
             Self::AddressRefused { .. } => "address_refused",
             Self::Keychain { .. } => "keychain",
+            Self::BadToken { .. } => "bad_token",
             Self::Client { .. } => "client",
         }
     }

@@ -3,21 +3,29 @@
 //! Refuses to trust a digest that it did not compute or that a header contradicts, to send a
 //! credential to a host it was not issued for, and to read without a bound.
 
+mod about;
 mod addresses;
+mod answer;
 mod auth;
 mod cache;
 mod candidates;
 mod client;
+mod documents;
 mod error;
+mod exchange;
 mod guard;
 mod keychain;
+mod lanes;
+mod login;
 mod manifest;
 mod place;
+mod pull_token;
 mod release_link;
 mod resolve;
 mod settings;
 mod tags;
 
+pub use about::About;
 pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
@@ -25,6 +33,7 @@ pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
     Keychains, Keys, Now,
 };
+pub use pull_token::{PullAccess, PullToken};
 pub use release_link::release_link;
 pub use resolve::Resolved;
 pub use settings::{

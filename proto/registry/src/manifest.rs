@@ -1,5 +1,7 @@
 //! Owns reading manifests and indexes of both media-type families (OCI image spec, Docker schema 2).
 
+use std::collections::BTreeMap;
+
 use holdfast_proto::image::{ConfigDigest, Digest, ManifestDigest, Platform};
 use serde::Deserialize;
 
@@ -19,14 +21,33 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Marks what `BuildKit` attests about an image.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+/// Keys that are kept, and how much of what stands under them: enough for an address.
+const SAID_PREFIX: &str = "org.opencontainers.image.";
+const MAX_SAID: usize = 32;
+const MAX_SAID_BYTES: usize = 2_048;
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
 
 /// A manifest document, read.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     pub(crate) media_type: String,
+    /// What it says about itself.
+    pub(crate) annotations: Said,
     pub(crate) content: Content,
 }
+
+/// An image's configuration, read.
+#[derive(Clone, Debug)]
+pub(crate) struct Configuration {
+    pub(crate) platform: Option<Platform>,
+    /// What it says about itself.
+    pub(crate) labels: Said,
+}
+
+/// Texts by the keys of the OCI image specification ("annotations", "pre-defined annotation keys").
+pub(crate) type Said = BTreeMap<String, String>;
 
 /// What a document says.
 #[derive(Clone, Debug)]
@@ -55,6 +76,7 @@ struct Written {
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -66,8 +88,7 @@ struct Descriptor {
     size: u64,
     platform: Option<WrittenPlatform>,
     artifact_type: Option<String>,
-    #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// The platform as written: `unknown` must be seen before normal form.
@@ -78,6 +99,13 @@ struct WrittenPlatform {
     #[serde(default)]
     architecture: String,
     variant: Option<String>,
+}
+
+impl WrittenPlatform {
+    fn read(self) -> Option<Platform> {
+        let named = !self.os.is_empty() && !self.architecture.is_empty();
+        named.then(|| Platform::new(&self.os, &self.architecture, self.variant.as_deref()))
+    }
 }
 
 impl Descriptor {
@@ -93,7 +121,10 @@ impl Descriptor {
         known_type
             && !unknown
             && self.artifact_type.is_none()
-            && !self.annotations.contains_key("vnd.docker.reference.type")
+            && !self
+                .annotations
+                .as_ref()
+                .is_some_and(|annotations| annotations.contains_key(REFERENCE_TYPE))
     }
 }
 
@@ -120,6 +151,7 @@ pub(crate) fn read(
             what: what.to_owned(),
         });
     }
+    let annotations = said(written.annotations.clone().unwrap_or_default());
     let known = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST];
     let announced = essence.filter(|essence| known.contains(essence));
     let media_type = match (announced, written.media_type.as_deref()) {
@@ -155,6 +187,7 @@ pub(crate) fn read(
     };
     Ok(Document {
         media_type,
+        annotations,
         content,
     })
 }
@@ -167,19 +200,9 @@ fn index(entries: Vec<Descriptor>) -> Result<Vec<Entry>, String> {
         .into_iter()
         .filter(Descriptor::is_image)
         .map(|entry| {
-            let platform = entry
-                .platform
-                .filter(|platform| !platform.os.is_empty() && !platform.architecture.is_empty())
-                .map(|written| {
-                    Platform::new(
-                        &written.os,
-                        &written.architecture,
-                        written.variant.as_deref(),
-                    )
-                });
             Ok(Entry {
                 digest: ManifestDigest(digest(&entry.digest)?),
-                platform,
+                platform: entry.platform.and_then(WrittenPlatform::read),
             })
         })
         .collect()
@@ -201,22 +224,49 @@ fn digest(text: &str) -> Result<Digest, String> {
         .map_err(|error: holdfast_proto::image::DigestError| error.to_string())
 }
 
-/// The platform that an image's configuration names (OCI image spec, "config").
-pub(crate) fn platform_of_config(what: &str, body: &[u8]) -> Result<Platform, RegistryError> {
-    let written: Option<WrittenPlatform> = serde_json::from_slice(body).ok();
-    written
-        .filter(|written| !written.os.is_empty() && !written.architecture.is_empty())
-        .map(|written| {
-            Platform::new(
-                &written.os,
-                &written.architecture,
-                written.variant.as_deref(),
-            )
+/// What is kept of an image's words about itself: anything else could be as large as its writer likes.
+fn said(all: BTreeMap<String, String>) -> Said {
+    all.into_iter()
+        .filter(|(key, text)| {
+            key.starts_with(SAID_PREFIX) && key.len() + text.len() <= MAX_SAID_BYTES
         })
-        .ok_or_else(|| RegistryError::BadManifest {
+        .take(MAX_SAID)
+        .collect()
+}
+
+#[derive(Deserialize)]
+struct WrittenConfiguration {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
+    config: Option<Execution>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Execution {
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Reads an image's configuration whose digest was verified before (OCI image specification, "config").
+pub(crate) fn configuration(what: &str, body: &[u8]) -> Result<Configuration, RegistryError> {
+    let written: WrittenConfiguration =
+        serde_json::from_slice(body).map_err(|_| RegistryError::BadManifest {
             what: what.to_owned(),
-            why: "its configuration names no platform".to_owned(),
-        })
+            why: "it is not an image's configuration".to_owned(),
+        })?;
+    let labels = written.config.and_then(|config| config.labels);
+    let platform = WrittenPlatform {
+        os: written.os,
+        architecture: written.architecture,
+        variant: written.variant,
+    };
+    Ok(Configuration {
+        platform: platform.read(),
+        labels: said(labels.unwrap_or_default()),
+    })
 }
 
 #[cfg(test)]

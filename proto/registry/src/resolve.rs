@@ -1,29 +1,27 @@
 //! Owns resolving: from a reference to the digests and sizes of every platform's image.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use holdfast_proto::image::{
-    Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, Repository, ResolvedImage,
-    TopDigest,
+    Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage, TopDigest,
 };
 use reqwest::Method;
 
 use crate::cache::Key;
 use crate::client::{Client, Question};
+use crate::documents::Asker;
 use crate::error::RegistryError;
-use crate::manifest::{
-    ACCEPT_MANIFESTS, Content, Document, Entry, MAX_MANIFEST_BYTES, platform_of_config, read,
-};
+use crate::manifest::{ACCEPT_MANIFESTS, Content, Entry, MAX_MANIFEST_BYTES};
 use crate::settings::Identity;
 
 /// Indexes inside indexes that are followed (OCI allows nesting; one level is in real use).
 const MAX_DEPTH: usize = 2;
 /// Manifests of one index asked for at a time.
 const CHILDREN_AT_ONCE: usize = 4;
-/// Image configurations are kilobytes, with long histories tens of them.
-const MAX_CONFIG_BYTES: usize = 4 << 20;
+/// Manifests of one image in all, through every nested index: each of them is a request.
+const MAX_CHILDREN: usize = 256;
 
 /// What a conditional question found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,13 +30,6 @@ pub enum Resolved {
     Unchanged,
     /// It points at this.
     Image(ResolvedImage),
-}
-
-/// A repository, and whose credentials count there.
-#[derive(Clone, Copy, Debug)]
-struct Asker<'a> {
-    repository: &'a Repository,
-    who: Option<&'a Identity>,
 }
 
 impl Client {
@@ -61,10 +52,10 @@ impl Client {
         }
         let key = Key {
             repository: repository.clone(),
-            tag: reference.tag_or_latest().to_owned(),
-            who: who.map_or_else(String::new, |who| who.id.clone()),
+            tag: Some(reference.tag_or_latest().to_owned()),
+            who: who.map(|who| who.id.clone()),
         };
-        self.answers
+        self.images
             .get(key, |known| async move {
                 let digest = known.as_ref().map(|image| *image.top.digest());
                 match (self.ask_for(reference, digest.as_ref(), who).await?, known) {
@@ -100,6 +91,11 @@ impl Client {
             return self.image(asker, *digest).await.map(Resolved::Image);
         }
         let tag = reference.tag_or_latest();
+        let Some(known) = known else {
+            // Nothing to compare with: the document itself is wanted whatever its digest is.
+            let digest = self.document_of_tag(asker, tag).await?;
+            return self.image(asker, digest).await.map(Resolved::Image);
+        };
         let question = Question {
             repository,
             who,
@@ -107,86 +103,25 @@ impl Client {
             kind: "manifests",
             name: tag,
             accept: ACCEPT_MANIFESTS,
-            if_none_match: known,
+            if_none_match: Some(known),
             limit: MAX_MANIFEST_BYTES,
         };
         // HEAD is free where GET counts against a limit, and tells all we need when nothing moved.
         let head = self.fetch(&question).await?;
-        if head.not_modified && known.is_some() {
+        if head.not_modified {
             return Ok(Resolved::Unchanged);
         }
         let announced = head.announced.filter(|_| !head.method_refused);
         let digest = match announced.map(|text| text.parse::<Digest>()) {
             Some(Ok(digest)) => digest,
             // No header, or not one we can check: the bytes themselves tell.
-            Some(Err(_)) | None => self.digest_of_body(asker, tag).await?,
+            Some(Err(_)) | None => self.document_of_tag(asker, tag).await?,
         };
-        if known == Some(&digest) {
+        if *known == digest {
             return Ok(Resolved::Unchanged);
         }
         // By digest: a tag that moves between the two requests cannot mix two images.
         self.image(asker, digest).await.map(Resolved::Image)
-    }
-
-    /// Fetches a tag's document and keeps it under the digest of its bytes.
-    async fn digest_of_body(&self, asker: Asker<'_>, tag: &str) -> Result<Digest, RegistryError> {
-        let (digest, document) = self.fetch_document(asker, tag, None).await?;
-        self.documents
-            .put(asker.repository, digest, Arc::new(document));
-        Ok(digest)
-    }
-
-    async fn fetch_document(
-        &self,
-        asker: Asker<'_>,
-        name: &str,
-        wanted: Option<Digest>,
-    ) -> Result<(Digest, Document), RegistryError> {
-        let question = Question {
-            repository: asker.repository,
-            who: asker.who,
-            method: &Method::GET,
-            kind: "manifests",
-            name,
-            accept: ACCEPT_MANIFESTS,
-            if_none_match: None,
-            limit: MAX_MANIFEST_BYTES,
-        };
-        let fetched = self.fetch(&question).await?;
-        let what = question.what();
-        let found = Digest::of(&fetched.body);
-        let header = fetched
-            .announced
-            .and_then(|text| text.parse::<Digest>().ok());
-        let mut announcements = wanted.into_iter().chain(header);
-        if let Some(announced) = announcements.find(|digest| *digest != found) {
-            return Err(RegistryError::DigestMismatch {
-                what,
-                announced,
-                found,
-            });
-        }
-        Ok((
-            found,
-            read(&what, fetched.content_type.as_deref(), &fetched.body)?,
-        ))
-    }
-
-    async fn document(
-        &self,
-        asker: Asker<'_>,
-        digest: Digest,
-    ) -> Result<Arc<Document>, RegistryError> {
-        if let Some(document) = self.documents.get(asker.repository, &digest) {
-            return Ok(document);
-        }
-        let (_, document) = self
-            .fetch_document(asker, &digest.to_string(), Some(digest))
-            .await?;
-        let document = Arc::new(document);
-        self.documents
-            .put(asker.repository, digest, Arc::clone(&document));
-        Ok(document)
     }
 
     /// Everything behind one digest.
@@ -196,10 +131,12 @@ impl Client {
         digest: Digest,
     ) -> Result<ResolvedImage, RegistryError> {
         let document = self.document(asker, digest).await?;
+        let left = AtomicUsize::new(MAX_CHILDREN);
         let (top, platforms) = match &document.content {
             Content::Index(entries) => {
                 let top = TopDigest::Index(IndexDigest(digest));
-                (top, self.children(asker, entries.clone(), MAX_DEPTH).await?)
+                let images = self.children(asker, entries.clone(), MAX_DEPTH, &left);
+                (top, images.await?)
             }
             Content::Manifest { .. } => {
                 let manifest = ManifestDigest(digest);
@@ -207,7 +144,7 @@ impl Client {
                     digest: manifest,
                     platform: None,
                 };
-                let images = self.child(asker, entry, MAX_DEPTH).await?;
+                let images = self.child(asker, entry, MAX_DEPTH, &left).await?;
                 (TopDigest::Manifest(manifest), images)
             }
         };
@@ -224,10 +161,11 @@ impl Client {
         asker: Asker<'_>,
         entries: Vec<Entry>,
         depth: usize,
+        left: &AtomicUsize,
     ) -> Result<Vec<PlatformImage>, RegistryError> {
         // In the index's order: the first entry that fits a platform is the one it names.
         let images: Vec<Vec<PlatformImage>> = futures_util::stream::iter(entries)
-            .map(|entry| self.child(asker, entry, depth))
+            .map(|entry| self.child(asker, entry, depth, left))
             .buffered(CHILDREN_AT_ONCE)
             .try_collect()
             .await?;
@@ -240,16 +178,29 @@ impl Client {
         asker: Asker<'a>,
         entry: Entry,
         depth: usize,
+        left: &'a AtomicUsize,
     ) -> BoxFuture<'a, Result<Vec<PlatformImage>, RegistryError>> {
         async move {
             let digest = entry.digest.0;
+            let one_less = |left: usize| left.checked_sub(1);
+            if left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                .is_err()
+            {
+                return Err(RegistryError::BadManifest {
+                    what: asker.repository.to_string(),
+                    why: format!("it has more than {MAX_CHILDREN} manifests"),
+                });
+            }
             let document = self.document(asker, digest).await?;
             match &document.content {
                 Content::Index(_) if depth == 0 => Err(RegistryError::BadManifest {
                     what: format!("{}@{digest}", asker.repository),
                     why: format!("indexes are nested more than {MAX_DEPTH} deep"),
                 }),
-                Content::Index(entries) => self.children(asker, entries.clone(), depth - 1).await,
+                Content::Index(entries) => {
+                    self.children(asker, entries.clone(), depth - 1, left).await
+                }
                 Content::Manifest { config, size_bytes } => {
                     let platform = match entry.platform {
                         Some(platform) => platform,
@@ -265,35 +216,5 @@ impl Client {
             }
         }
         .boxed()
-    }
-
-    /// The platform that an image's own configuration names.
-    async fn platform_of(
-        &self,
-        asker: Asker<'_>,
-        config: Digest,
-    ) -> Result<holdfast_proto::image::Platform, RegistryError> {
-        let name = config.to_string();
-        let question = Question {
-            repository: asker.repository,
-            who: asker.who,
-            method: &Method::GET,
-            kind: "blobs",
-            name: &name,
-            accept: "*/*",
-            if_none_match: None,
-            limit: MAX_CONFIG_BYTES,
-        };
-        let fetched = self.fetch(&question).await?;
-        let what = question.what();
-        let found = Digest::of(&fetched.body);
-        if found != config {
-            return Err(RegistryError::DigestMismatch {
-                what,
-                announced: config,
-                found,
-            });
-        }
-        platform_of_config(&what, &fetched.body)
     }
 }

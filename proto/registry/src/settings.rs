@@ -19,7 +19,8 @@ impl Secret {
         Self(text)
     }
 
-    pub(crate) fn expose(&self) -> &str {
+    /// The text itself, for whoever it is meant for.
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }

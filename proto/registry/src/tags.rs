@@ -1,9 +1,10 @@
 //! Owns the list of a repository's tags, page by page (distribution specification, "listing tags").
 
-use holdfast_proto::image::Repository;
+use holdfast_proto::image::{Reference, Repository};
 use reqwest::Method;
 use serde::Deserialize;
 
+use crate::cache::Key;
 use crate::client::{Client, Question};
 use crate::error::RegistryError;
 use crate::settings::Identity;
@@ -12,8 +13,10 @@ use crate::settings::Identity;
 const PAGE: usize = 1_000;
 /// Pages that are read: beyond it a repository has more tags than a person would look through.
 const MAX_PAGES: usize = 50;
-/// A page of a thousand tags with 128 characters each, as JSON, and room.
-const MAX_PAGE_BYTES: usize = 1 << 20;
+/// Room for registries that answer with all tags on one page, and with details of each.
+const MAX_PAGE_BYTES: usize = 8 << 20;
+/// Tags in all that are read.
+const MAX_TAGS: usize = PAGE * MAX_PAGES;
 
 #[derive(Deserialize)]
 struct Page {
@@ -22,11 +25,28 @@ struct Page {
 }
 
 impl Client {
-    /// Every tag of a repository, in no order that means something, each once.
+    /// Every tag of a repository, in no order that means something, each once; one question at a time
+    /// for each repository, and answers kept for the TTL.
     ///
     /// Some registries sort, some do not; some ignore the size of a page, some leave out where the next
-    /// one is. A list of more than 50 pages is cut off there.
+    /// one is. A list of more than 50 pages or 50,000 tags is cut off there, and texts that are no tags
+    /// are left out.
     pub async fn tags(
+        &self,
+        repository: &Repository,
+        who: Option<&Identity>,
+    ) -> Result<Vec<String>, RegistryError> {
+        let key = Key {
+            repository: repository.clone(),
+            tag: None,
+            who: who.map(|who| who.id.clone()),
+        };
+        self.tags
+            .get(key, |_| self.ask_for_tags(repository, who))
+            .await
+    }
+
+    async fn ask_for_tags(
         &self,
         repository: &Repository,
         who: Option<&Identity>,
@@ -51,7 +71,8 @@ impl Client {
                     why: "it is not a list".to_owned(),
                 })?;
             let before = all.len();
-            all.extend(page.tags.unwrap_or_default());
+            let tags = page.tags.unwrap_or_default().into_iter();
+            all.extend(tags.filter(|tag| is_tag(tag)).take(MAX_TAGS - before));
             let next = fetched.link.as_deref().and_then(next_page);
             match next {
                 // A page that brings nothing new would bring it for ever.
@@ -61,6 +82,13 @@ impl Client {
         }
         Ok(all.into_iter().collect())
     }
+}
+
+/// The grammar of references knows what a tag is.
+fn is_tag(text: &str) -> bool {
+    format!("any:{text}")
+        .parse::<Reference>()
+        .is_ok_and(|reference| reference.digest().is_none())
 }
 
 /// The query of the next page: only that part of the link counts, so that no registry sends us anywhere.
