@@ -20,6 +20,8 @@ use holdfast_proto::image::{Digest, Platform};
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::ServiceTarget;
 
+pub use holdfast_proto::image::ImageStore;
+
 /// What the agent asked the engine to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -220,25 +222,6 @@ impl EngineError {
             | Self::ForeignName { .. }
             | Self::Files(_)
             | Self::Nonsense { .. } => false,
-        }
-    }
-}
-
-/// How an engine keeps images, and so what its image ids mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageStore {
-    /// An image id is the digest of the image's configuration.
-    Classic,
-    /// An image id is the digest of a manifest or an index.
-    Containerd,
-}
-
-impl ImageStore {
-    /// Its name in reports.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Classic => "classic",
-            Self::Containerd => "containerd",
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use holdfast_proto::image::{Digest, Expected, Platform};
+use holdfast_proto::image::{Content, Digest, Expected, Platform};
 
 use crate::clock::Clock;
 use crate::disk;
@@ -107,16 +107,15 @@ impl Pull {
 
     /// Same or not is decided by the kind of digest that the store uses (3-contract, section 3).
     fn verify(&self, found: &EngineImage) -> Result<(), PullError> {
-        let accepted = match self.store {
-            ImageStore::Classic => vec![self.expected.config_digest.0],
-            ImageStore::Containerd => {
-                let pinned = self.image.split_once('@').and_then(|(_, d)| d.parse().ok());
-                std::iter::once(self.expected.manifest_digest.0)
-                    .chain(pinned)
-                    .collect()
-            }
-        };
-        if !found.ids.iter().any(|id| accepted.contains(id)) {
+        let Expected {
+            manifest_digest: manifest,
+            config_digest: config,
+            ..
+        } = &self.expected;
+        let pinned = self.image.split_once('@').and_then(|(_, d)| d.parse().ok());
+        let top = pinned.unwrap_or(manifest.0);
+        let content = Content::of_ids(self.store, &found.ids);
+        if content.and_then(|content| content.is(&top, manifest, config)) != Some(true) {
             return Err(PullError::WrongDigest {
                 image: self.image.clone(),
                 found: found.ids.first().copied(),

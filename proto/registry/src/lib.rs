@@ -8,6 +8,7 @@ mod addresses;
 mod answer;
 mod auth;
 mod cache;
+mod candidates;
 mod client;
 mod documents;
 mod error;
@@ -19,11 +20,13 @@ mod login;
 mod manifest;
 mod place;
 mod pull_token;
+mod release_link;
 mod resolve;
 mod settings;
 mod tags;
 
 pub use about::About;
+pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
@@ -31,6 +34,7 @@ pub use keychain::{
     Keychains, Keys, Now,
 };
 pub use pull_token::{PullAccess, PullToken};
+pub use release_link::release_link;
 pub use resolve::Resolved;
 pub use settings::{
     Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
