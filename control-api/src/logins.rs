@@ -15,7 +15,7 @@ use crate::secret::{NoRandomness, Secret};
 use crate::store::credentials::{self, New, Stored};
 use crate::store::devices::Device;
 use crate::store::{StoreError, Tx};
-use crate::vault::{Sealed, Vault};
+use crate::vault::Vault;
 
 /// Stable name of the failure to open stored credentials.
 const UNREADABLE: &str = "credentials_unreadable";

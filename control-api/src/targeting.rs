@@ -304,7 +304,11 @@ fn read(body: &str) -> Result<TargetState, StoreError> {
 }
 
 /// The device's target as it is served, and what is known of its images now.
-pub fn show(tx: &mut Tx<'_>, vault: &Vault, uuid: DeviceId) -> Result<Option<Outcome>, StoreError> {
+pub fn show(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    uuid: DeviceId,
+) -> Result<Option<Outcome>, StoreError> {
     let Some(device) = devices::find(tx, uuid)? else {
         return Ok(None);
     };

@@ -179,15 +179,10 @@ async fn access(app: &App, image: &Reference, login: Login) -> Result<PullLogin,
             ..answer(PullLoginKind::Token)
         }),
         PullAccess::Open => Ok(answer(PullLoginKind::Open)),
-        PullAccess::LoginOnly => match login.hand_out {
-            Some((username, password)) => Ok(PullLogin {
-                username: Some(username),
-                password: Some(password.expose().to_owned()),
-                ..answer(PullLoginKind::Password)
-            }),
-            None => {
+        PullAccess::LoginOnly => {
+            let (username, password) = login.hand_out.ok_or_else(|| {
                 app.metrics.pull_token("refused");
-                Err(Refusal::new(
+                Refusal::new(
                     StatusCode::CONFLICT,
                     "no_pull_token",
                     format!(
@@ -195,8 +190,13 @@ async fn access(app: &App, image: &Reference, login: Login) -> Result<PullLogin,
                          handed to devices (hand_out)",
                         repository.registry()
                     ),
-                ))
-            }
-        },
+                )
+            })?;
+            Ok(PullLogin {
+                username: Some(username),
+                password: Some(password.expose().to_owned()),
+                ..answer(PullLoginKind::Password)
+            })
+        }
     }
 }
