@@ -79,3 +79,14 @@ create table tag_history (
     last_seen bigint not null
 );
 create index tag_history_by_image on tag_history (registry, repository, selector, id);
+
+-- Newer tags of the same kind, for each platform that a device with that target has.
+create table tag_candidates (
+    registry text not null,
+    repository text not null,
+    selector text not null,
+    platform text not null,
+    candidates text not null,
+    asked_at bigint not null,
+    primary key (registry, repository, selector, platform)
+);

@@ -82,6 +82,9 @@ fn all() -> Routes {
         // Operators: images and what their tags mean
         .add(Operate, routes!(operator::images::refresh))
         .add(Read, routes!(operator::images::history))
+        .add(Read, routes!(operator::updates::candidates))
+        .add(Read, routes!(operator::updates::of_one))
+        .add(Read, routes!(operator::updates::of_fleet))
         // Operators: access to registries
         .add(Administer, routes!(operator::credentials::put))
         .add(Administer, routes!(operator::credentials::list))

@@ -1,5 +1,7 @@
 //! Owns the registry client's place in this program: its settings, its metrics, its words.
 
+mod newer;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use holdfast_domain::resolution::Failure;
-use holdfast_proto::image::Reference;
+use holdfast_proto::image::{Platform, Reference};
+use holdfast_proto::updates::TagCandidate;
 use holdfast_registry as registry;
 use holdfast_registry::{
     Client, Environment, Identity, Keychain, PullAccess, RegistryError, Resolved, RetryAdvice,
@@ -150,6 +153,18 @@ impl Ask for Registries {
         Box::pin(async move {
             let access = self.client.pull_token(reference, who).await;
             access.map_err(|error| failure(&error))
+        })
+    }
+
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>> {
+        Box::pin(async move {
+            let found = newer::find(&self.client, reference, platform, who).await;
+            found.map_err(|error| failure(&error))
         })
     }
 

@@ -13,8 +13,9 @@ use holdfast_domain::refresh::{Rhythm, after_failure};
 use holdfast_domain::resolution::{Failure, Key, Known, NOT_FOUND, learn};
 use holdfast_domain::scope::Scope;
 use holdfast_domain::sighting::Sighting;
-use holdfast_proto::image::{Reference, ResolvedImage};
+use holdfast_proto::image::{Platform, Reference, ResolvedImage};
 use holdfast_proto::time::Timestamp;
+use holdfast_proto::updates::TagCandidate;
 use holdfast_registry::{Identity, PullAccess};
 use serde_json::json;
 
@@ -30,6 +31,8 @@ use crate::telemetry::Metrics;
 const QUESTIONS_AT_ONCE: usize = 8;
 /// How long one question may take, all its requests together, while a person waits.
 const QUESTION_LIMIT: Duration = Duration::from_secs(20);
+/// How long a list of tags may take, with what the newest of them offer.
+const TAGS_LIMIT: Duration = Duration::from_secs(45);
 /// For how long a failure is the answer without asking again; never longer than answers are.
 const FAILURE_TTL: Duration = Duration::from_secs(15);
 /// Images whose last answer is kept at hand; the store has them all.
@@ -60,6 +63,14 @@ pub trait Ask: Send + Sync + std::fmt::Debug {
         reference: &'a Reference,
         who: Option<&'a Identity>,
     ) -> BoxFuture<'a, Result<PullAccess, Failure>>;
+
+    /// Newer tags of the same kind as the reference's, the newest first.
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>>;
 
     /// Whether there are configured credentials for a registry.
     fn has_login(&self, registry: &str) -> bool;
@@ -149,6 +160,23 @@ impl Resolver {
         &*self.registries
     }
 
+    /// Newer tags of the same kind as the reference's, the newest first.
+    ///
+    /// # Errors
+    /// What the registry said, or that it said nothing in time.
+    pub async fn newer_tags(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        who: Option<&Identity>,
+    ) -> Result<Vec<TagCandidate>, Failure> {
+        let looked = self.registries.newer_tags(reference, platform, who);
+        match tokio::time::timeout(TAGS_LIMIT, looked).await {
+            Ok(found) => found,
+            Err(_) => Err(late(reference, TAGS_LIMIT)),
+        }
+    }
+
     /// Answers for all the images that are asked for.
     pub async fn answers(
         &self,
@@ -230,14 +258,7 @@ impl Resolver {
         };
         match tokio::time::timeout(QUESTION_LIMIT, self.registries.ask(inquiry)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::new(
-                "timed_out",
-                format!(
-                    "{} did not answer within {} s",
-                    reference.repository().registry(),
-                    QUESTION_LIMIT.as_secs()
-                ),
-            )),
+            Err(_) => Err(late(reference, QUESTION_LIMIT)),
         }
     }
 
@@ -261,6 +282,15 @@ impl Resolver {
         }
         Arc::clone(slots.entry((key.clone(), who)).or_default())
     }
+}
+
+fn late(reference: &Reference, limit: Duration) -> Failure {
+    let registry = reference.repository().registry();
+    let seconds = limit.as_secs();
+    Failure::new(
+        "timed_out",
+        format!("{registry} did not answer within {seconds} s"),
+    )
 }
 
 /// The last good answer as the store knows it; another replica may have asked. Failures are asked about

@@ -14,6 +14,7 @@ mod postgres;
 pub mod reports;
 pub mod resolutions;
 mod sqlite;
+pub mod tag_candidates;
 pub mod tag_history;
 pub mod targets;
 pub mod tokens;

@@ -7,3 +7,4 @@ pub mod resolution;
 pub mod scope;
 pub mod sighting;
 pub mod target;
+pub mod updates;

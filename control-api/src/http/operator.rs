@@ -7,3 +7,4 @@ pub mod history;
 pub mod images;
 pub mod targets;
 pub mod tokens;
+pub mod updates;

@@ -1,5 +1,7 @@
 //! Owns the table of credentials for registries; sees what is secret only sealed.
 
+use std::collections::BTreeSet;
+
 use holdfast_domain::scope::Scope;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::time::Timestamp;
@@ -170,4 +172,15 @@ pub fn count_foreign(tx: &mut Tx<'_>, key_id: &str) -> Result<u64, StoreError> {
         params![key_id],
     )?
     .map_or(Ok(0), |row| row.count(0))
+}
+
+/// Every registry with the scopes for which it has credentials, in the words of the store.
+pub fn scopes(tx: &mut Tx<'_>) -> Result<BTreeSet<(String, String)>, StoreError> {
+    tx.query(
+        "select registry, scope from registry_credentials",
+        params![],
+    )?
+    .iter()
+    .map(|row| Ok((row.text(0)?.to_owned(), row.text(1)?.to_owned())))
+    .collect()
 }

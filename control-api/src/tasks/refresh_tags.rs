@@ -13,7 +13,7 @@ use crate::clock;
 use crate::resolver::{self, Freshness, Question};
 use crate::store::audit::Actor;
 use crate::store::resolutions::{self, Due};
-use crate::store::{StoreError, targets};
+use crate::store::{StoreError, tag_candidates, targets};
 use crate::targeting;
 use crate::telemetry::chain;
 
@@ -26,6 +26,10 @@ const ROUND: i64 = 64;
 /// For so long what a round takes is left to it: longer than the slowest round (64 questions of 20 s, 8
 /// at a time). After that another replica takes it: this one has died.
 const ROUND_LIMIT_MS: i64 = 3 * 60 * 1_000;
+/// How often newer tags are looked for: releases are rare, and a list of tags is long.
+const NEWER_TAGS_EVERY_MS: i64 = 6 * 3_600 * 1_000;
+/// References whose newer tags are looked for in one round.
+const NEWER_TAGS_ROUND: i64 = 8;
 /// Devices rendered in one transaction.
 const BATCH: i64 = 100;
 
@@ -71,6 +75,9 @@ pub async fn run_once(app: &App, now: Timestamp) -> Result<Option<Timestamp>, St
             .await?;
     }
     render_waiting(app, now).await?;
+    if app.rhythm.interval.is_some() {
+        look_for_newer_tags(app, now).await?;
+    }
     let (next, failing) = app
         .store
         .read(move |tx| {
@@ -121,6 +128,50 @@ async fn take(app: &App, now: Timestamp) -> Result<Vec<Question>, StoreError> {
         questions.push(question);
     }
     Ok(questions)
+}
+
+/// Looks for newer tags than those that targets name: more rarely, and few at a time.
+async fn look_for_newer_tags(app: &App, now: Timestamp) -> Result<(), StoreError> {
+    let before = now.plus_ms(-NEWER_TAGS_EVERY_MS);
+    let due = app
+        .store
+        .transact(move |tx| tag_candidates::take_due(tx, now, before, NEWER_TAGS_ROUND))
+        .await?;
+    for wanted in due {
+        let Some(reference) = wanted.key.reference() else {
+            continue;
+        };
+        let (logins, registry, scope) = (
+            app.logins.clone(),
+            wanted.key.registry.clone(),
+            wanted.scope.clone(),
+        );
+        let login = app
+            .store
+            .read(move |tx| logins.of_scope(tx, &registry, &scope))
+            .await?;
+        let Ok(who) = login.identity.transpose() else {
+            continue;
+        };
+        let found = app
+            .resolver
+            .newer_tags(&reference, &wanted.platform, who.as_ref())
+            .await;
+        match found {
+            Ok(found) => {
+                app.store
+                    .transact(move |tx| {
+                        tag_candidates::put(tx, &wanted.key, &wanted.platform, &found)
+                    })
+                    .await?;
+            }
+            Err(failure) => tracing::debug!(
+                image.reference = %reference, error = failure.why,
+                "newer tags could not be looked for; those known before are kept"
+            ),
+        }
+    }
+    Ok(())
 }
 
 /// Renders the target of every device that waits for a digest which is known by now.

@@ -266,7 +266,11 @@ async fn removed_credentials_are_used_no_more(place: Place) {
     // What it knew stays known, while the registry is away.
     api.registry.lose(image);
     let set = api.set(&device, image).await.expect(200).json();
-    assert_eq!(set["generation"], 1);
+    let service = &set["apps"]["1001"]["services"][0];
+    assert_eq!(
+        service["imageName"],
+        format!("reg.example/web@{}", digest("v1"))
+    );
     assert_eq!(set["resolutions"][0]["status"], "stale");
     assert_eq!(api.registry.logins().last().unwrap(), "");
 }

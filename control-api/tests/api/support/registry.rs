@@ -7,9 +7,10 @@ use futures_util::future::BoxFuture;
 use holdfast_api::resolver::{Answer, Ask, Inquiry};
 use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::{
-    ConfigDigest, Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage,
-    TopDigest,
+    ConfigDigest, Digest, IndexDigest, ManifestDigest, Platform, PlatformImage, Reference,
+    ResolvedImage, TopDigest,
 };
+use holdfast_proto::updates::{Availability, TagCandidate};
 use holdfast_registry::{Identity, PullAccess, PullToken, Secret};
 
 #[derive(Debug, Default)]
@@ -136,6 +137,25 @@ impl Ask for Registry {
             _ => Ok(PullAccess::LoginOnly),
         };
         Box::pin(std::future::ready(access))
+    }
+
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        _: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>> {
+        let found = if reference.repository().path().starts_with("away/") {
+            Err(Failure::new("unreachable", "no route"))
+        } else {
+            Ok(vec![TagCandidate {
+                tag: format!("{}.1", reference.tag_or_latest()),
+                is_latest: true,
+                release_url: Some(format!("https://releases.example/{platform}")),
+                platform_available: Availability::Yes,
+            }])
+        };
+        Box::pin(std::future::ready(found))
     }
 
     fn has_login(&self, registry: &str) -> bool {
