@@ -35,7 +35,8 @@ pub(crate) struct Times {
 }
 
 async fn enrol(api: &Api) -> anyhow::Result<String> {
-    let key = api.post("/enrolment-keys", &json!({ "name": "bench" }));
+    let wish = json!({ "name": "bench" });
+    let key = api.post("/enrolment-keys", &wish);
     let key = key.await?.good()?.json["key"].clone();
     let body = json!({ "name": "paper", "labels": {}, "agentVersion": "0",
         "platform": { "os": "linux", "architecture": "amd64" } });
