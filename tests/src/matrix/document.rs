@@ -92,6 +92,12 @@ impl<'a> Press<'a> {
         })
     }
 
+    /// Puts the layer of all images into a repository, before several are at work there.
+    pub async fn begin(&self, repository: &str) -> anyhow::Result<()> {
+        let layer = &self.layer;
+        self.blob(repository, &layer.digest, &layer.bytes).await
+    }
+
     /// Whether it has to be put there.
     fn is_new(&self, repository: &str, digest: &str) -> bool {
         let there = self.there.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,6 +24,9 @@ const AT_ONCE: usize = 4;
 /// A scan of a few hundred containers takes seconds; a busy machine more.
 const SCAN_ENDS_WITHIN: Duration = Duration::from_mins(5);
 
+/// How the second repository's name ends.
+const OTHER: &str = "-other";
+
 /// One answer of the agent, and what it should have been.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -98,6 +101,11 @@ impl Matrix {
         Ok(version["Version"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// The second repository.
+    fn other(&self) -> String {
+        format!("{}{OTHER}", self.repository)
+    }
+
     fn docker(&self) -> &Docker {
         self.engine.docker()
     }
@@ -109,6 +117,9 @@ impl Matrix {
         tell: impl Fn(&str),
     ) -> anyhow::Result<Vec<Answer>> {
         let press = Press::new(&self.registry)?;
+        for repository in [self.repository.clone(), self.other()] {
+            press.begin(&repository).await?;
+        }
         let total = cases.len();
         let asked = cases.into_iter();
         let asked = asked.map(|(base, changes)| self.prepare(&press, base, changes));
@@ -155,7 +166,7 @@ impl Matrix {
         };
         let (id, tag) = (base.id, format!("t{}", base.id));
         let own = &self.repository;
-        let other = format!("{own}-other");
+        let other = self.other();
         let first = press.push(own, &tag, &base.image, id).await?;
         let mut last = first.clone();
         let name = format!("{host}/{own}");
@@ -164,7 +175,7 @@ impl Matrix {
         let cannot = base.image.structure == Structure::Nested && base.pull != Pull::Platform;
         let mut pulled = by_tag.clone();
         match base.pull {
-            _ if cannot => {}
+            Pull::Tag | Pull::Index if cannot => {}
             Pull::Tag => self.pull(&by_tag, &base).await?,
             Pull::Index => {
                 pulled = format!("{name}@{}", first.top.digest);
@@ -347,7 +358,7 @@ impl Matrix {
                 change,
                 store,
                 truth,
-                wrong: self.wrong(one, change, truth, &report),
+                wrong: wrong(one, change, truth, &report),
                 recipes,
             });
         }
@@ -362,9 +373,10 @@ impl Matrix {
     /// The image as the container names it.
     fn reference(&self, one: &Asked, change: Change) -> String {
         let name = format!("{}/{}", one.host, self.repository);
-        match change {
-            Change::Pinned => format!("{name}@{}", target(one)),
-            _ => format!("{name}:{}", changed_tag(&one.base, change)),
+        if change == Change::Pinned {
+            format!("{name}@{}", target(one))
+        } else {
+            format!("{name}:{}", changed_tag(&one.base, change))
         }
     }
 
@@ -382,8 +394,8 @@ impl Matrix {
         let top = &one.last.top;
         let names = match one.base.pull {
             Pull::Tag | Pull::Index | Pull::Platform | Pull::Twice => vec![""],
-            Pull::TwoRepositories => vec!["", "-other"],
-            Pull::OtherRepository => vec!["-other"],
+            Pull::TwoRepositories => vec!["", OTHER],
+            Pull::OtherRepository => vec![OTHER],
         };
         let names = names.iter();
         let digests = names.map(|end| format!("{}/{}{end}@{target}", one.host, self.repository));
@@ -416,58 +428,58 @@ impl Matrix {
         }
         Ok((image, container))
     }
+}
 
-    fn wrong(&self, one: &Asked, change: Change, truth: Truth, report: &Value) -> Option<String> {
-        let after = one.after.get(&change).and_then(Option::as_ref);
-        let mut wrong = Vec::new();
-        let mut must = |what: &str, found: &Value, expected: Value| {
-            if *found != expected {
-                wrong.push(format!("{what} is {found}, not {expected}"));
-            }
-        };
-        let expected = match truth {
-            Truth::Update(_) => json!(true),
-            Truth::NoUpdate => json!(false),
-            Truth::Unknowable => json!(null),
-        };
-        must("hasUpdate", &report["hasUpdate"], expected);
-        let to = match truth {
-            Truth::Update((platform, number)) => json!(version(Entry {
-                platform,
-                version: number
-            })),
-            Truth::NoUpdate | Truth::Unknowable => json!(null),
-        };
-        must("the update", &report["change"]["to"], to);
-        if change == Change::Pinned {
-            must("status", &report["status"], json!("pinned"));
-            must("the digest", &report["registryDigest"], json!(target(one)));
-        } else if let Some(after) = after {
-            must(
-                "the digest",
-                &report["registryDigest"],
-                json!(after.top.digest),
-            );
-            let is_list =
-                after.top.media_type.contains("index") || after.top.media_type.contains("list");
-            must("isManifestList", &report["isManifestList"], json!(is_list));
+/// What is wrong with a report.
+fn wrong(one: &Asked, change: Change, truth: Truth, report: &Value) -> Option<String> {
+    let after = one.after.get(&change).and_then(Option::as_ref);
+    let mut wrong = Vec::new();
+    let mut must = |what: &str, found: &Value, expected: Value| {
+        if *found != expected {
+            wrong.push(format!("{what} is {found}, not {expected}"));
         }
+    };
+    let expected = match truth {
+        Truth::Update(_) => json!(true),
+        Truth::NoUpdate => json!(false),
+        Truth::Unknowable => json!(null),
+    };
+    must("hasUpdate", &report["hasUpdate"], expected);
+    let to = match truth {
+        Truth::Update((platform, number)) => json!(version(Entry {
+            platform,
+            version: number
+        })),
+        Truth::NoUpdate | Truth::Unknowable => json!(null),
+    };
+    must("the update", &report["change"]["to"], to);
+    if change == Change::Pinned {
+        must("status", &report["status"], json!("pinned"));
+        must("the digest", &report["registryDigest"], json!(target(one)));
+    } else if let Some(after) = after {
         must(
-            "the reason",
-            &json!(report["error"].is_string()),
-            json!(truth == Truth::Unknowable),
+            "the digest",
+            &report["registryDigest"],
+            json!(after.top.digest),
         );
-        (!wrong.is_empty()).then(|| format!("{} ({})", wrong.join("; "), report["error"]))
+        let is_list =
+            after.top.media_type.contains("index") || after.top.media_type.contains("list");
+        must("isManifestList", &report["isManifestList"], json!(is_list));
     }
+    must(
+        "the reason",
+        &json!(report["error"].is_string()),
+        json!(truth == Truth::Unknowable),
+    );
+    (!wrong.is_empty()).then(|| format!("{} ({})", wrong.join("; "), report["error"]))
 }
 
 /// The digest that the image was pulled by last.
 fn target(one: &Asked) -> &String {
-    let child = one.first.children.iter();
-    let mut child = child.filter(|(platform, _)| *platform == one.base.right_entry().platform);
-    match (one.base.pull, child.next()) {
-        (Pull::Platform, Some((_, put))) => &put.digest,
-        _ => &one.last.top.digest,
+    let right = one.base.right_entry().platform;
+    match one.first.child(right) {
+        Ok(child) if one.base.pull == Pull::Platform => &child.digest,
+        Ok(_) | Err(_) => &one.last.top.digest,
     }
 }
 

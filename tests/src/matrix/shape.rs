@@ -428,13 +428,11 @@ impl Base {
         }
         // With an image of another repository only the same content can be told.
         let elsewhere = self.pull == Pull::OtherRepository;
-        let forgotten = match (store, change) {
-            (Store::Classic, _) => false,
-            (Store::Docker25 | Store::Docker28, Change::ThisForgotten) => true,
-            // The manifest is still in the new index; an engine that names only the index cannot say.
-            (Store::Docker25, Change::OtherForgotten) => self.pull != Pull::Platform,
-            (Store::Docker25 | Store::Docker28, _) => false,
-        };
+        // The manifest is still in the new index; an engine that names only the old one cannot say.
+        let names_index = store == Store::Docker25 && self.pull != Pull::Platform;
+        let forgotten = store != Store::Classic
+            && (change == Change::ThisForgotten
+                || (change == Change::OtherForgotten && names_index));
         let unknowable = matches!(change, Change::Dropped | Change::Gone) || forgotten;
         Some(match update {
             _ if unknowable => Truth::Unknowable,
@@ -451,12 +449,10 @@ impl Base {
 
     /// Whether nothing that the store calls the image by is at the tag any more.
     fn is_renamed(&self, change: Change, store: Store) -> bool {
-        match change {
-            Change::Nothing | Change::MovedBack => false,
-            Change::Rewritten => true,
-            // The index has another digest; the manifest in it is the same.
-            _ => store == Store::Docker25 || self.image.structure == Structure::Single,
-        }
+        let is_there = matches!(change, Change::Nothing | Change::MovedBack);
+        // The index has another digest; the manifest in it is the same, unless it was rewritten.
+        let names_index = store == Store::Docker25 || self.image.structure == Structure::Single;
+        !is_there && (change == Change::Rewritten || names_index)
     }
 }
 
