@@ -406,10 +406,10 @@ async fn the_table_names_what_would_change_and_the_exit_code_sums_it_up() -> any
     let output = machine.scan(&[], &[]).await?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(2), "{table}");
-    let line = |name: &str| table.lines().find(|line| line.starts_with(name));
+    let row_of = |name: &str| table.lines().find(|line| line.starts_with(name));
     let short = |digest: &str| digest["sha256:".len()..][..12].to_owned();
     let (name, link) = (&first.name, "https://github.com/o/web/releases/tag/1.26.3");
-    let row = line(&moving).context("a line for it")?;
+    let row = row_of(&moving).context("a line for it")?;
     for part in [
         "linux/amd64",
         &short(&first.top_digest),
@@ -418,7 +418,7 @@ async fn the_table_names_what_would_change_and_the_exit_code_sums_it_up() -> any
     ] {
         assert!(row.contains(part), "{part} is not in {row}");
     }
-    let row = line(&exact_name).context("a line for it")?;
+    let row = row_of(&exact_name).context("a line for it")?;
     let newer = format!("no (newer tag: {name} 1.26.1 → 1.26.3) {link}");
     assert!(row.ends_with(&newer), "{row}");
     let report = machine.report(&exact_name, &[]).await?;
