@@ -4,7 +4,6 @@ use std::fs;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::site::{CONVERGES_WITHIN, Device, Site, page, service, target, wait_for_page};
 use holdfast_tests::wait::wait_for;
