@@ -16,6 +16,7 @@ pub mod engine;
 pub mod http_tap;
 pub mod images;
 pub mod layers;
+pub mod matrix;
 pub mod place;
 pub mod podman;
 pub mod postgres;
