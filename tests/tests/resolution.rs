@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 /// A registry's next attempt after a failure is ten seconds away; a busy machine takes its time.
-const COMES_WITHIN: Duration = Duration::from_secs(120);
+const COMES_WITHIN: Duration = Duration::from_mins(2);
 const IMAGES: usize = 50;
 
 /// A registry and a control API, without any engine.
