@@ -12,16 +12,19 @@ mod client;
 mod documents;
 mod error;
 mod exchange;
+mod filter;
 mod guard;
 mod keychain;
 mod lanes;
 mod login;
 mod manifest;
 mod place;
+mod proxies;
 mod pull_token;
 mod resolve;
 mod settings;
 mod tags;
+mod ways;
 
 pub use about::About;
 pub use client::Client;
@@ -30,9 +33,10 @@ pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
     Keychains, Keys, Now,
 };
+pub use proxies::Proxies;
 pub use pull_token::{PullAccess, PullToken};
 pub use resolve::Resolved;
 pub use settings::{
-    Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
+    Credentials, Exchange, Identity, Lookup, Mirror, MirrorError, Observer, RateLimit, Reach,
     RegistrySettings, Secret, Settings, Timeouts,
 };

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::keychain::Keychain;
+use futures_util::future::BoxFuture;
+
+use crate::filter::look_up;
+use crate::keychain::{Keychain, canonical};
+use crate::proxies::Proxies;
 
 /// A text that never shows in logs or errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -186,6 +191,9 @@ pub struct RateLimit {
 /// Is told of every request that was sent.
 pub type Observer = Arc<dyn Fn(&Exchange<'_>) + Send + Sync>;
 
+/// Finds the addresses of a name.
+pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+
 /// What a client is told.
 #[derive(Clone)]
 pub struct Settings {
@@ -201,6 +209,10 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// What to call ourselves.
     pub user_agent: String,
+    /// By way of whom; the environment's proxies unless told.
+    pub proxies: Proxies,
+    /// How names are looked up; as this machine does unless told.
+    pub lookup: Lookup,
     /// Who is told of every request.
     pub observer: Option<Observer>,
     /// Asked for the credentials of registries that are configured without any.
@@ -227,6 +239,8 @@ impl Default for Settings {
             reach: Reach::default(),
             timeouts: Timeouts::default(),
             user_agent: concat!("holdfast/", env!("CARGO_PKG_VERSION")).to_owned(),
+            proxies: Proxies::environment(),
+            lookup: Arc::new(|host| Box::pin(look_up(host))),
             observer: None,
             keychain: None,
         }
@@ -234,6 +248,15 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// With registries by the names that references have in their canonical form.
+    pub(crate) fn in_order(mut self) -> Self {
+        let registries = self.registries.into_iter();
+        self.registries = registries
+            .map(|(name, entry)| (canonical(&name), entry))
+            .collect();
+        self
+    }
+
     pub(crate) fn of(&self, registry: &str) -> Option<&RegistrySettings> {
         self.registries.get(registry)
     }
@@ -257,6 +280,12 @@ pub(crate) fn host_of(authority: &str) -> &str {
             .rsplit_once(':')
             .map_or(authority, |(host, _)| host),
     }
+}
+
+/// The port of `host[:port]`.
+pub(crate) fn port_of(authority: &str) -> Option<u16> {
+    let after_address = authority.rsplit(']').next().unwrap_or(authority);
+    after_address.rsplit_once(':')?.1.parse().ok()
 }
 
 /// Whether a host can only be this machine.
