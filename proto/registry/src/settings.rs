@@ -133,7 +133,8 @@ pub enum Reach {
 /// What is special about one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistrySettings {
-    /// HTTP instead of HTTPS. Loopback registries need no setting: engines treat them so, too.
+    /// HTTP instead of HTTPS. Loopback registries without certificates of their own need no setting:
+    /// engines treat them so, too.
     pub plain_http: bool,
     /// Who we are there.
     pub credentials: Option<Credentials>,
@@ -263,9 +264,10 @@ impl Settings {
 
     /// Whether the registry is spoken to in plain HTTP.
     pub(crate) fn is_plain(&self, registry: &str) -> bool {
-        self.of(registry)
-            .is_some_and(|settings| settings.plain_http)
-            || is_loopback(host_of(registry))
+        let special = self.of(registry);
+        let has_own_ca = special.is_some_and(|special| special.ca_pem.is_some());
+        special.is_some_and(|special| special.plain_http)
+            || (is_loopback(host_of(registry)) && !has_own_ca)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::sigv4::{self, Keys};
 use super::{Keychain, KeychainError};
-use crate::settings::{Credentials, Secret};
+use crate::settings::{Credentials, Secret, host_of};
 
 /// What was minted is asked for again after this long: clouds' logins live for an hour at least.
 const KEPT_FOR: Duration = Duration::from_mins(10);
@@ -71,6 +71,7 @@ impl Cloud {
 
     /// Whether a registry is this cloud's.
     fn has(&self, registry: &str) -> bool {
+        let registry = host_of(registry);
         match self {
             Self::Amazon { .. } => region(registry).is_some(),
             Self::Google { .. } => {
@@ -88,7 +89,7 @@ impl Cloud {
 /// Where Amazon's API for a registry is.
 fn amazon_api(registry: &str, region: &str) -> String {
     // Amazon in China has names of its own.
-    let end = if registry.ends_with(".com.cn") {
+    let end = if host_of(registry).ends_with(".com.cn") {
         ".cn"
     } else {
         ""
@@ -98,7 +99,7 @@ fn amazon_api(registry: &str, region: &str) -> String {
 
 /// The region of `ACCOUNT.dkr.ecr.REGION.amazonaws.com`.
 fn region(registry: &str) -> Option<&str> {
-    let (account, rest) = registry.split_once(".dkr.ecr.")?;
+    let (account, rest) = host_of(registry).split_once(".dkr.ecr.")?;
     let region = rest
         .strip_suffix(".amazonaws.com")
         .or_else(|| rest.strip_suffix(".amazonaws.com.cn"))?;
