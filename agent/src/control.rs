@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod poll;
+pub mod pull_login;
 pub mod report;

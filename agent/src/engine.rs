@@ -20,6 +20,8 @@ use holdfast_proto::image::{Digest, Platform};
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::ServiceTarget;
 
+pub use holdfast_proto::image::ImageStore;
+
 /// What the agent asked the engine to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -173,6 +175,23 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// Whether a pull failed because the registry wants a login, or does not take the one it got.
+    ///
+    /// Engines say so in words alone, in the stream of a pull that began or in their answer.
+    pub fn wants_login(&self) -> bool {
+        let (Self::PullBroke { message }
+        | Self::Refused {
+            operation: Operation::Pull,
+            message,
+            ..
+        }) = self
+        else {
+            return false;
+        };
+        let message = message.to_ascii_lowercase();
+        LOGIN_WORDS.iter().any(|words| message.contains(words))
+    }
+
     /// Whether the engine itself is away, so that the failure says nothing of what was asked.
     pub fn is_engine_away(&self) -> bool {
         match self {
@@ -220,25 +239,6 @@ impl EngineError {
             | Self::ForeignName { .. }
             | Self::Files(_)
             | Self::Nonsense { .. } => false,
-        }
-    }
-}
-
-/// How an engine keeps images, and so what its image ids mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageStore {
-    /// An image id is the digest of the image's configuration.
-    Classic,
-    /// An image id is the digest of a manifest or an index.
-    Containerd,
-}
-
-impl ImageStore {
-    /// Its name in reports.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Classic => "classic",
-            Self::Containerd => "containerd",
         }
     }
 }
@@ -425,6 +425,37 @@ pub struct NewContainer<'a> {
     pub network: NewNetwork<'a>,
 }
 
+/// What engines say when a registry wants a login (Docker and Podman, each from its registry client).
+const LOGIN_WORDS: [&str; 4] = [
+    "unauthorized",
+    "authentication required",
+    "no basic auth credentials",
+    "access denied",
+];
+
+/// What an engine logs in with at a registry for one pull. It is kept in memory alone and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PullAuth {
+    /// A token that the registry minted for the image's repository (`registrytoken`).
+    Token(String),
+    /// A user and a password.
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: String,
+    },
+}
+
+impl std::fmt::Debug for PullAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Token(_) => "Token(…)",
+            Self::Password { .. } => "Password(…)",
+        })
+    }
+}
+
 /// A container engine. Every call ends in bounded time; every change is safe to repeat.
 pub trait Engine {
     /// Agrees on an API version, then describes the engine.
@@ -446,11 +477,12 @@ pub trait Engine {
     fn image(&self, pinned: &str)
     -> impl Future<Output = Result<Option<EngineImage>, EngineError>>;
 
-    /// Fetches an image; given up when nothing moves for `no_progress_ms`.
+    /// Fetches an image, with a login or without; given up when nothing moves for `no_progress_ms`.
     fn pull(
         &self,
         pinned: &str,
         platform: &Platform,
+        auth: Option<&PullAuth>,
         no_progress_ms: u64,
     ) -> impl Future<Output = Result<(), EngineError>>;
 

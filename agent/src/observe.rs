@@ -9,7 +9,7 @@ use holdfast_plan::{
     NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
-use holdfast_proto::image::ConfigDigest;
+use holdfast_proto::image::Content;
 use holdfast_proto::target::TargetState;
 
 use crate::engine::{
@@ -291,10 +291,7 @@ pub fn presence(store: ImageStore, image: Option<EngineImage>) -> ImagePresence 
     match image {
         None => ImagePresence::Absent,
         Some(image) => ImagePresence::Present {
-            config: match store {
-                ImageStore::Classic => image.ids.first().copied().map(ConfigDigest),
-                ImageStore::Containerd => None,
-            },
+            config: Content::of_ids(store, &image.ids).and_then(|content| content.config()),
             platform: image.platform,
         },
     }
@@ -327,7 +324,7 @@ mod tests {
         };
         assert_eq!(
             config(ImageStore::Classic),
-            Some(ConfigDigest(image.ids[0]))
+            Some(holdfast_proto::image::ConfigDigest(image.ids[0]))
         );
         assert_eq!(config(ImageStore::Containerd), None);
     }

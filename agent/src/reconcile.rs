@@ -23,7 +23,7 @@ use crate::clock::{Clock, Randomness};
 use crate::disk;
 use crate::engine::{Engine, EngineError, EngineInfo, guard};
 use crate::execute::Execution;
-use crate::execute::pull::PullError;
+use crate::execute::pull::{PullError, PullLogins};
 use crate::fault::chain;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
@@ -87,6 +87,8 @@ pub struct Parts<'a, E, C, R> {
     pub files: &'a secrets::Place,
     /// What is given up on a full disk.
     pub reserve: &'a Reserve,
+    /// Logins for pulls.
+    pub logins: &'a dyn PullLogins,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -650,9 +652,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let mut begun = false;
         for step in &plan.steps {
             let asked = pulls::of(step, observed, self.info.as_ref(), &self.parts.rules);
-            let Some((pull, why)) = asked else {
+            let Some((mut pull, why)) = asked else {
                 continue;
             };
+            pull.login = self.is_login_known(&pull.image);
             if !self.pulls.has_room_for(&pull.image) {
                 continue;
             }
@@ -670,14 +673,19 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                         step = step.code(), service.name = %intent.key.service,
                         app.id = %intent.key.app, image.digest = %pull.image, "begun: {step}"
                     );
-                    let Parts { engine, clock, .. } = self.parts;
+                    let Parts {
+                        engine,
+                        clock,
+                        logins,
+                        ..
+                    } = self.parts;
                     let key = intent.key;
                     let of = pulls::Begun {
                         intent: id,
                         key,
                         why,
                     };
-                    self.pulls.begin(engine, clock, pull, of);
+                    self.pulls.begin(engine, clock, logins, (pull, of));
                     begun = true;
                 }
                 Err(error) => {
@@ -687,6 +695,15 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             }
         }
         begun
+    }
+
+    /// Whether the target says that somebody has a login for this image's registry.
+    fn is_login_known(&self, image: &str) -> bool {
+        let accepted = self.target.iter();
+        let mut services = accepted.flat_map(|accepted| accepted.target.services());
+        services.any(|(_, service)| {
+            service.image_name == image && service.pin.as_ref().is_some_and(|pin| pin.pull_login)
+        })
     }
 
     fn after_pull(&mut self, done: pulls::Done) {

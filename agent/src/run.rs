@@ -13,6 +13,7 @@ use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
 use crate::config::Settings;
 use crate::control::client::{Client, ClientError, Origin};
 use crate::control::poll::{self, Poller};
+use crate::control::pull_login::ApiLogins;
 use crate::control::report::Reporter;
 use crate::engine::docker::DockerEngine;
 use crate::engine::{Engine, EngineInfo};
@@ -171,6 +172,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         permission: &permission,
         clock: &clock,
     };
+    let logins = ApiLogins::new(&client, &enrolment, &clock);
     let mut reconciler = Reconciler::new(Parts {
         engine: &engine,
         clock: &clock,
@@ -183,6 +185,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         policy,
         files: &files,
         reserve: &reserve,
+        logins: &logins,
         rules: rules(settings),
         claim: &claim,
     })?;

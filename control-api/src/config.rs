@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use holdfast_registry::Mirror;
 use serde_yaml::{Mapping, Value};
@@ -86,6 +87,8 @@ pub struct Registry {
     pub plain_http: bool,
     /// User name and password.
     pub credentials: Option<(String, Secret)>,
+    /// Whether devices may be given them when the registry mints no tokens.
+    pub hand_out: bool,
     /// Other hosts that may issue tokens for it.
     pub realm_hosts: Vec<String>,
     /// Hosts in private networks that it may redirect to.
@@ -113,6 +116,10 @@ pub struct Settings {
     pub poll_interval_s: u32,
     /// Seconds for which a registry's answer is used again.
     pub digest_cache_s: u32,
+    /// How often references in targets are asked for again; none never does.
+    pub refresh_interval: Option<Duration>,
+    /// Where the key is that credentials in the store are encrypted with.
+    pub credentials_key_file: PathBuf,
     /// What webhooks must bring; none refuses them all.
     pub webhook_secret: Option<Secret>,
 }

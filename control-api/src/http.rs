@@ -60,6 +60,7 @@ fn all() -> Routes {
         .add(OwnCredential, routes!(device::enrol::enrol))
         .add(OwnDevice, routes!(device::poll::poll))
         .add(OwnDevice, routes!(device::report::report))
+        .add(OwnDevice, routes!(device::pull_login::issue))
         // Operators: devices and their targets
         .add(Read, routes!(operator::devices::list))
         .add(Read, routes!(operator::devices::show))
@@ -78,6 +79,17 @@ fn all() -> Routes {
         // Operators: what happened
         .add(Read, routes!(operator::history::events))
         .add(Read, routes!(operator::history::audit))
+        // Operators: images and what their tags mean
+        .add(Operate, routes!(operator::images::refresh))
+        .add(Read, routes!(operator::images::history))
+        .add(Read, routes!(operator::updates::candidates))
+        .add(Read, routes!(operator::updates::of_one))
+        .add(Read, routes!(operator::updates::of_fleet))
+        // Operators: access to registries
+        .add(Administer, routes!(operator::credentials::put))
+        .add(Administer, routes!(operator::credentials::list))
+        .add(Administer, routes!(operator::credentials::list_all))
+        .add(Administer, routes!(operator::credentials::remove))
         // Registries
         .add(OwnCredential, routes!(webhooks::distribution))
         // Everybody

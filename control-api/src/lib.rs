@@ -1,7 +1,7 @@
 //! Owns the control API of Holdfast: resolves tags to digests and serves targets to devices.
 //!
 //! `cli` and `config` start it, `server` accepts connections, `http` is the surface, `targeting` and
-//! `resolver` decide and record, `store` remembers, `live` answers polls from memory, `tasks` works in the
+//! `resolver` decide and record, `logins` and `vault` keep credentials for registries, `store` remembers, `live` answers polls from memory, `tasks` works in the
 //! background. Refuses to talk to devices' engines: that is the agent's part.
 
 pub mod app;
@@ -9,7 +9,9 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod http;
+pub mod limits;
 pub mod live;
+pub mod logins;
 pub mod program;
 pub mod registries;
 pub mod resolver;
@@ -20,3 +22,4 @@ pub mod store;
 pub mod targeting;
 pub mod tasks;
 pub mod telemetry;
+pub mod vault;

@@ -4,20 +4,26 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_domain::principal::Role;
+use holdfast_domain::refresh::Rhythm;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::app::{App, Shared};
 use crate::config::Settings;
+use crate::http::device;
+use crate::limits::Limits;
 use crate::live::Live;
+use crate::logins::Logins;
 use crate::resolver::{Ask, Resolver};
 use crate::secret::{self, Kind, NoRandomness, Secret};
 use crate::store::audit::{self, Actor, NewEntry};
-use crate::store::{Store, StoreError, tokens};
+use crate::store::{Store, StoreError, credentials, tokens};
 use crate::telemetry::Metrics;
+use crate::vault::{Vault, VaultError};
 use crate::{clock, http, server, tasks};
 
 /// Where the first admin token is written, inside the data directory.
@@ -50,6 +56,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The key for credentials cannot be used.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -77,10 +86,23 @@ pub async fn assemble(
     })?;
     let store = Store::open(settings.location.clone()).await?;
     first_admin(&store, &settings.data_dir).await?;
+    let vault = vault(settings, &store).await?;
     let app = App {
         store,
         live: Live::default(),
-        resolver: Resolver::new(registries),
+        resolver: Resolver::new(
+            Arc::clone(&registries),
+            Duration::from_secs(settings.digest_cache_s.into()),
+            Arc::clone(&metrics),
+        ),
+        rhythm: Rhythm {
+            interval: settings.refresh_interval,
+        },
+        logins: Logins::new(vault, registries),
+        pull_limits: Limits::new(
+            device::pull_login::MOST_REQUESTS,
+            device::pull_login::WINDOW,
+        ),
         metrics,
         poll_interval_s: settings.poll_interval_s,
         webhook_secret: settings.webhook_secret.clone(),
@@ -122,6 +144,25 @@ pub async fn run(
     while running.join_next().await.is_some() {}
     tracing::info!("the control API ended");
     Ok(())
+}
+
+/// Opens the key that credentials are sealed with, and says when some of them need another one.
+async fn vault(settings: &Settings, store: &Store) -> Result<Vault, StartError> {
+    let vault = Vault::open(&settings.credentials_key_file)?;
+    let key_id = vault.key_id().to_owned();
+    let foreign = store
+        .read(move |tx| credentials::count_foreign(tx, &key_id))
+        .await?;
+    if foreign > 0 {
+        // Devices are served all the same: digests that are known stay known.
+        tracing::error!(
+            path = %settings.credentials_key_file.display(), key.id = vault.key_id(),
+            credentials = foreign,
+            "the key file is not the one that registry credentials in the store were encrypted with: \
+             they cannot be used until it is, or until they are set again"
+        );
+    }
+    Ok(vault)
 }
 
 /// Makes an admin token when there is none that works, and writes it where only its owner reads.

@@ -1,38 +1,79 @@
 //! Owns the registry client's place in this program: its settings, its metrics, its words.
 
-use std::future::Future;
-use std::pin::Pin;
+mod newer;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_proto::image::Reference;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use holdfast_domain::resolution::Failure;
+use holdfast_proto::image::{Platform, Reference};
+use holdfast_proto::updates::TagCandidate;
 use holdfast_registry as registry;
-use holdfast_registry::{Client, RegistryError};
+use holdfast_registry::{
+    Client, Environment, Identity, Keychain, PullAccess, RegistryError, Resolved, RetryAdvice,
+};
 
 use crate::config::{self, Settings};
-use crate::resolver::{Answer, Ask};
+use crate::resolver::{Answer, Ask, Inquiry};
+use crate::secret::Secret;
 use crate::telemetry::Metrics;
 
 #[derive(Debug)]
-struct Registries(Client);
+struct Registries {
+    client: Client,
+    /// What the environment knows.
+    environment: Option<Environment>,
+    /// Those of the configuration that have credentials, by canonical name.
+    configured: BTreeMap<String, Configured>,
+}
+
+#[derive(Debug)]
+struct Configured {
+    username: String,
+    password: Secret,
+    hand_out: bool,
+}
 
 /// A client for the registries of the configuration.
 ///
 /// # Errors
 /// When no TLS provider is installed or its roots cannot be read.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
+    let environment = Environment::read(|name| std::env::var(name).ok());
+    let keychain = environment.clone();
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
+        // For lists of tags; the resolver keeps answers itself, with the store behind it.
         cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
+        keychain: keychain.map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
                 .map_or("none".to_owned(), |status| status.to_string());
             metrics.registry_request(exchange.registry, &code, exchange.took);
+            if let Some(limit) = exchange.limit {
+                metrics.registry_limit(exchange.registry, limit.limit, limit.remaining);
+            }
         })),
         ..registry::Settings::default()
     })?;
-    Ok(Arc::new(Registries(client)))
+    let configured = settings.registries.iter().filter_map(|registry| {
+        let (username, password) = registry.credentials.clone()?;
+        let configured = Configured {
+            username,
+            password,
+            hand_out: registry.hand_out,
+        };
+        Some((canonical(&registry.host), configured))
+    });
+    Ok(Arc::new(Registries {
+        client,
+        environment,
+        configured: configured.collect(),
+    }))
 }
 
 fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
@@ -56,7 +97,7 @@ fn entry(settings: &config::Registry) -> (String, registry::RegistrySettings) {
 }
 
 /// The name that references are known by: `index.docker.io` is `docker.io`.
-fn canonical(host: &str) -> String {
+pub fn canonical(host: &str) -> String {
     format!("{host}/any/image")
         .parse::<Reference>()
         .map_or_else(
@@ -65,24 +106,82 @@ fn canonical(host: &str) -> String {
         )
 }
 
+/// A registry's refusal in the words of the resolver.
+fn failure(error: &RegistryError) -> Failure {
+    Failure {
+        code: error.code().to_owned(),
+        why: error.to_string(),
+        retry_after: match error.retry() {
+            RetryAdvice::After(wait) => Some(wait),
+            RetryAdvice::Never | RetryAdvice::Later => None,
+        },
+    }
+}
+
 impl Ask for Registries {
-    fn ask<'a>(
-        &'a self,
-        reference: &'a Reference,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
+    fn ask<'a>(&'a self, inquiry: Inquiry<'a>) -> BoxFuture<'a, Answer> {
+        let Inquiry {
+            reference,
+            known,
+            who,
+        } = inquiry;
         Box::pin(async move {
-            match self.0.resolve(reference).await {
-                Ok(image) => Ok(image),
-                Err(error) => {
+            let digest = known.map(|image| image.top.digest());
+            match (self.client.ask_for(reference, digest, who).await, known) {
+                (Ok(Resolved::Image(image)), _) => Ok(image),
+                (Ok(Resolved::Unchanged), Some(known)) => Ok(known.clone()),
+                (Ok(Resolved::Unchanged), None) => Err(Failure::new(
+                    "unreachable",
+                    format!("{reference}: the registry says `not modified` to a first question"),
+                )),
+                (Err(error), _) => {
                     tracing::warn!(
-                        image.reference = %reference,
-                        error = %error,
+                        image.reference = %reference, registry.error = error.code(), error = %error,
                         "a registry did not say what a reference points at"
                     );
-                    Err(error.to_string())
+                    Err(failure(&error))
                 }
             }
         })
+    }
+
+    fn pull_access<'a>(
+        &'a self,
+        reference: &'a Reference,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<PullAccess, Failure>> {
+        Box::pin(async move {
+            let access = self.client.pull_token(reference, who).await;
+            access.map_err(|error| failure(&error))
+        })
+    }
+
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>> {
+        Box::pin(async move {
+            let found = newer::find(&self.client, reference, platform, who).await;
+            found.map_err(|error| failure(&error))
+        })
+    }
+
+    fn has_login(&self, registry: &str) -> bool {
+        self.configured.contains_key(registry)
+            || self.environment.as_ref().is_some_and(|environment| {
+                // What the environment knows is at hand.
+                let found = environment.find(registry).now_or_never();
+                matches!(found, Some(Ok(Some(_))))
+            })
+    }
+
+    fn hand_out(&self, registry: &str) -> Option<(String, Secret)> {
+        let configured = self.configured.get(registry)?;
+        configured
+            .hand_out
+            .then(|| (configured.username.clone(), configured.password.clone()))
     }
 }
 

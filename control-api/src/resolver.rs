@@ -1,121 +1,430 @@
-//! Owns turning the references of a target into what is known of their images.
+//! Owns turning references into what is known of their images, and writing down what was learnt.
 //!
-//! The seam is [`Ask`]: one question to one registry. Refuses to forget a digest because a registry
-//! is away, and to ask twice for one image.
+//! The seam is [`Ask`]: one question to one registry. Refuses to forget a digest because a registry is
+//! away, and to ask twice for one image with one login while an answer is fresh.
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use holdfast_domain::resolution::{Key, Known, learn};
-use holdfast_domain::target::KnownImages;
-use holdfast_proto::image::{Reference, ResolvedImage};
+use futures_util::future::BoxFuture;
+use holdfast_domain::refresh::{Rhythm, after_failure};
+use holdfast_domain::resolution::{Failure, Key, Known, NOT_FOUND, learn};
+use holdfast_domain::scope::Scope;
+use holdfast_domain::sighting::Sighting;
+use holdfast_proto::image::{Platform, Reference, ResolvedImage};
 use holdfast_proto::time::Timestamp;
+use holdfast_proto::updates::TagCandidate;
+use holdfast_registry::{Identity, PullAccess};
+use serde_json::json;
 
-use crate::retry;
+use crate::clock;
+use crate::logins::Login;
+use crate::secret::{self, Secret};
+use crate::store::events::{self, NewEvent};
 use crate::store::resolutions::{self, Resolution};
-use crate::store::{StoreError, Tx};
+use crate::store::{StoreError, Tx, tag_history};
+use crate::telemetry::Metrics;
 
 /// Questions to registries at once: enough to hide their latency, too few to be a storm.
 const QUESTIONS_AT_ONCE: usize = 8;
 /// How long one question may take, all its requests together, while a person waits.
 const QUESTION_LIMIT: Duration = Duration::from_secs(20);
+/// How long a list of tags may take, with what the newest of them offer.
+const TAGS_LIMIT: Duration = Duration::from_secs(45);
+/// For how long a failure is the answer without asking again; never longer than answers are.
+const FAILURE_TTL: Duration = Duration::from_secs(15);
+/// Images whose last answer is kept at hand; the store has them all.
+const KEPT_AT_HAND: usize = 4_096;
 
-/// A registry's answer; the error is its reason in words.
-pub type Answer = Result<ResolvedImage, String>;
+/// A registry's answer.
+pub type Answer = Result<ResolvedImage, Failure>;
 
 /// One question to one registry.
-pub trait Ask: Send + Sync + std::fmt::Debug {
-    /// What the reference points at now.
-    fn ask<'a>(
-        &'a self,
-        reference: &'a Reference,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+#[derive(Debug, Clone, Copy)]
+pub struct Inquiry<'a> {
+    /// What is asked for.
+    pub reference: &'a Reference,
+    /// What it meant when it was last asked for; the registry is asked only for a change.
+    pub known: Option<&'a ResolvedImage>,
+    /// Whose credentials to use; the configured ones without.
+    pub who: Option<&'a Identity>,
 }
 
-/// Asks registries for the references of a target, each once, some at a time.
+/// Asks registries.
+pub trait Ask: Send + Sync + std::fmt::Debug {
+    /// What the reference points at now.
+    fn ask<'a>(&'a self, inquiry: Inquiry<'a>) -> BoxFuture<'a, Answer>;
+
+    /// How a device can pull this image, asked with these credentials or the configured ones.
+    fn pull_access<'a>(
+        &'a self,
+        reference: &'a Reference,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<PullAccess, Failure>>;
+
+    /// Newer tags of the same kind as the reference's, the newest first.
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>>;
+
+    /// Whether there are configured credentials for a registry.
+    fn has_login(&self, registry: &str) -> bool;
+
+    /// The configured credentials that devices may be given, if they may.
+    fn hand_out(&self, registry: &str) -> Option<(String, Secret)>;
+}
+
+/// An image, and with whose credentials it is asked for.
+pub type Asked = (Key, Scope);
+
+/// What is to be found out.
 #[derive(Debug, Clone)]
+pub struct Question {
+    /// The reference, in any spelling.
+    pub reference: Reference,
+    /// Who asks.
+    pub login: Login,
+    /// What this login found out before.
+    pub own: Option<Known>,
+    /// What the reference meant when anybody was last told.
+    pub image: Option<ResolvedImage>,
+}
+
+impl Question {
+    /// A question with what the store knows of its answer.
+    pub fn prepare(
+        tx: &mut Tx<'_>,
+        reference: Reference,
+        login: Login,
+    ) -> Result<Self, StoreError> {
+        let key = Key::of(&reference);
+        let own = resolutions::find(tx, &key, &login.scope)?;
+        let known = resolutions::recall(tx, &key, &login.scope)?;
+        Ok(Self {
+            reference,
+            login,
+            own: own.map(|row| row.known),
+            image: known.and_then(|known| known.image),
+        })
+    }
+}
+
+/// What was found out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// When the registry was asked.
+    pub at: Timestamp,
+    /// What it said.
+    pub answer: Answer,
+}
+
+/// Whether an answer of before will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// A fresh one will do.
+    Cached,
+    /// The registry is asked.
+    Now,
+}
+
+/// Whoever holds the lock asks; the others use what it brings.
+type Slot = Arc<tokio::sync::Mutex<Option<Finding>>>;
+
+/// Asks registries for the references of a target, each once, some at a time.
+#[derive(Debug)]
 pub struct Resolver {
     registries: Arc<dyn Ask>,
+    metrics: Arc<Metrics>,
+    ttl_ms: i64,
+    slots: Mutex<HashMap<(Key, String), Slot>>,
 }
 
 impl Resolver {
-    /// A resolver that asks these registries.
-    pub fn new(registries: Arc<dyn Ask>) -> Self {
-        Self { registries }
+    /// A resolver that asks these registries and takes answers for good for `ttl`.
+    pub fn new(registries: Arc<dyn Ask>, ttl: Duration, metrics: Arc<Metrics>) -> Self {
+        Self {
+            registries,
+            metrics,
+            ttl_ms: i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX),
+            slots: Mutex::default(),
+        }
     }
 
-    /// Answers for all the images that `references` ask for.
-    pub async fn answers(&self, references: &[Reference]) -> BTreeMap<Key, Answer> {
-        let wanted: BTreeMap<Key, Reference> = references
-            .iter()
-            .map(|reference| (Key::of(reference), reference.clone()))
+    /// The registries it asks.
+    pub fn registries(&self) -> &dyn Ask {
+        &*self.registries
+    }
+
+    /// Newer tags of the same kind as the reference's, the newest first.
+    ///
+    /// # Errors
+    /// What the registry said, or that it said nothing in time.
+    pub async fn newer_tags(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        who: Option<&Identity>,
+    ) -> Result<Vec<TagCandidate>, Failure> {
+        let looked = self.registries.newer_tags(reference, platform, who);
+        match tokio::time::timeout(TAGS_LIMIT, looked).await {
+            Ok(found) => found,
+            Err(_) => Err(late(reference, TAGS_LIMIT)),
+        }
+    }
+
+    /// Answers for all the images that are asked for.
+    pub async fn answers(
+        &self,
+        questions: Vec<Question>,
+        freshness: Freshness,
+    ) -> BTreeMap<Asked, Finding> {
+        let wanted: BTreeMap<Asked, Question> = questions
+            .into_iter()
+            .map(|question| {
+                let key = Key::of(&question.reference);
+                ((key, question.login.scope.clone()), question)
+            })
             .collect();
         futures_util::stream::iter(wanted)
-            .map(|(key, reference)| {
-                let registries = Arc::clone(&self.registries);
-                async move { (key, question(&*registries, &reference).await) }
+            .map(|(asked, question)| async move {
+                let finding = self.answer(&asked, &question, freshness).await;
+                (asked, finding)
             })
             .buffer_unordered(QUESTIONS_AT_ONCE)
             .collect()
             .await
     }
-}
 
-async fn question(registries: &dyn Ask, reference: &Reference) -> Answer {
-    match tokio::time::timeout(QUESTION_LIMIT, registries.ask(reference)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!(
-            "{} did not answer within {} s",
-            reference.repository().registry(),
-            QUESTION_LIMIT.as_secs()
-        )),
-    }
-}
-
-/// Records answers in the store and says what is known now.
-pub fn record(
-    tx: &mut Tx<'_>,
-    answers: &BTreeMap<Key, Answer>,
-    now: Timestamp,
-) -> Result<KnownImages, StoreError> {
-    let mut known = KnownImages::new();
-    for (key, answer) in answers {
-        let before = resolutions::find(tx, key)?;
-        let attempts = match (answer, &before) {
-            (Ok(_), _) => 0,
-            (Err(_), Some(before)) => before.attempts.saturating_add(1),
-            (Err(_), None) => 1,
+    async fn answer(&self, (key, _): &Asked, question: &Question, freshness: Freshness) -> Finding {
+        let arrived = clock::now();
+        let who = match &question.login.identity {
+            None => None,
+            Some(Ok(identity)) => Some(identity),
+            Some(Err(failure)) => {
+                return Finding {
+                    at: arrived,
+                    answer: Err(failure.clone()),
+                };
+            }
         };
-        let after: Known = learn(before.as_ref().map(|it| &it.known), answer.clone(), now);
-        let wait = i64::try_from(retry::unresolved_reference(attempts).as_millis());
-        resolutions::put(
-            tx,
-            &Resolution {
-                key: key.clone(),
-                known: after.clone(),
-                attempts,
-                next_attempt_at: answer
-                    .is_err()
-                    .then(|| now.plus_ms(wait.unwrap_or(i64::MAX))),
-            },
-        )?;
-        known.insert(key.clone(), after);
+        if freshness == Freshness::Cached
+            && let Some(finding) = question.own.as_ref().and_then(stored)
+            && self.is_fresh(&finding, arrived)
+        {
+            self.metrics.registry_cache(true);
+            return finding;
+        }
+        let slot = self.slot(key, who);
+        let waited = slot.try_lock().is_err();
+        let mut held = slot.lock().await;
+        if let Some(finding) = &*held {
+            // What came while we waited is the answer to our question, too.
+            let came = waited && finding.at.since_ms(arrived) >= 0;
+            let newest = question
+                .own
+                .as_ref()
+                .is_none_or(|known| finding.at.since_ms(known.asked_at) >= 0);
+            if came || (freshness == Freshness::Cached && newest && self.is_fresh(finding, arrived))
+            {
+                self.metrics.registry_cache(true);
+                return finding.clone();
+            }
+        }
+        self.metrics.registry_cache(false);
+        let at = clock::now();
+        let answer = self
+            .inquire(&question.reference, question.image.as_ref(), who)
+            .await;
+        let finding = Finding { at, answer };
+        *held = Some(finding.clone());
+        finding
     }
-    Ok(known)
-}
 
-/// What is known of these images without asking anybody.
-pub fn recall(tx: &mut Tx<'_>, references: &[Reference]) -> Result<KnownImages, StoreError> {
-    let mut known = KnownImages::new();
-    for reference in references {
-        let key = Key::of(reference);
-        if let Some(resolution) = resolutions::find(tx, &key)? {
-            known.insert(key, resolution.known);
+    async fn inquire(
+        &self,
+        reference: &Reference,
+        known: Option<&ResolvedImage>,
+        who: Option<&Identity>,
+    ) -> Answer {
+        let inquiry = Inquiry {
+            reference,
+            known,
+            who,
+        };
+        match tokio::time::timeout(QUESTION_LIMIT, self.registries.ask(inquiry)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(late(reference, QUESTION_LIMIT)),
         }
     }
+
+    fn is_fresh(&self, finding: &Finding, now: Timestamp) -> bool {
+        let ttl_ms = match &finding.answer {
+            Ok(_) => self.ttl_ms,
+            Err(_) => self
+                .ttl_ms
+                .min(i64::try_from(FAILURE_TTL.as_millis()).unwrap_or(0)),
+        };
+        let age_ms = now.since_ms(finding.at);
+        (0..ttl_ms).contains(&age_ms)
+    }
+
+    fn slot(&self, key: &Key, who: Option<&Identity>) -> Slot {
+        let who = who.map_or_else(String::new, |who| who.id.clone());
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= KEPT_AT_HAND {
+            // What nobody waits for makes room.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        Arc::clone(slots.entry((key.clone(), who)).or_default())
+    }
+}
+
+fn late(reference: &Reference, limit: Duration) -> Failure {
+    let registry = reference.repository().registry();
+    let seconds = limit.as_secs();
+    Failure::new(
+        "timed_out",
+        format!("{registry} did not answer within {seconds} s"),
+    )
+}
+
+/// The last good answer as the store knows it; another replica may have asked. Failures are asked about
+/// again: what the store knows of them may be another login's.
+fn stored(known: &Known) -> Option<Finding> {
+    match (&known.image, &known.error) {
+        (Some(image), None) => Some(Finding {
+            at: known.asked_at,
+            answer: Ok(image.clone()),
+        }),
+        (_, Some(_)) | (None, None) => None,
+    }
+}
+
+/// Writes findings down, with what they tell of their tags, and says what is known now.
+pub fn record(
+    tx: &mut Tx<'_>,
+    findings: &BTreeMap<Asked, Finding>,
+    rhythm: Rhythm,
+) -> Result<BTreeMap<Asked, Known>, StoreError> {
+    let mut known = BTreeMap::new();
+    for ((key, scope), finding) in findings {
+        let now = learn_one(tx, key, scope, finding, rhythm)?;
+        known.insert((key.clone(), scope.clone()), now);
+    }
     Ok(known)
+}
+
+fn learn_one(
+    tx: &mut Tx<'_>,
+    key: &Key,
+    scope: &Scope,
+    finding: &Finding,
+    rhythm: Rhythm,
+) -> Result<Known, StoreError> {
+    let Finding { at, answer } = finding;
+    let row = resolutions::find(tx, key, scope)?;
+    let before = resolutions::recall(tx, key, scope)?;
+    if let Some(row) = &row
+        && (row.known.asked_at > *at || is_written(&row.known, finding))
+    {
+        // Somebody asked after us, or this is what is written down already.
+        return Ok(before.unwrap_or_else(|| row.known.clone()));
+    }
+    let after = learn(before.as_ref(), answer.clone(), *at);
+    let failed_before = row.as_ref().map_or(0, |row| row.attempts);
+    let (attempts, next_attempt_at) = match answer {
+        Ok(_) if key.is_pinned() => (0, None),
+        Ok(_) => (0, rhythm.after_answer(*at, secret::dice())),
+        Err(failure) => {
+            let attempts = failed_before.saturating_add(1);
+            (attempts, Some(after_failure(*at, attempts, failure)))
+        }
+    };
+    resolutions::put(
+        tx,
+        &Resolution {
+            key: key.clone(),
+            scope: scope.clone(),
+            known: after.clone(),
+            attempts,
+            next_attempt_at,
+        },
+    )?;
+    if !key.is_pinned() {
+        tell(tx, key, before.as_ref(), &after, *at)?;
+    }
+    Ok(after)
+}
+
+/// Whether a finding, perhaps one that was kept, is what a row says already.
+fn is_written(known: &Known, Finding { at, answer }: &Finding) -> bool {
+    known.asked_at == *at
+        && match answer {
+            Ok(image) => known.error.is_none() && known.image.as_ref() == Some(image),
+            Err(failure) => known.error_code.as_ref() == Some(&failure.code),
+        }
+}
+
+/// Tags that move, move back, vanish and return are events.
+fn tell(
+    tx: &mut Tx<'_>,
+    key: &Key,
+    before: Option<&Known>,
+    after: &Known,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let gone = |known: &Known| known.error_code.as_deref() == Some(NOT_FOUND);
+    let was_gone = before.is_some_and(gone);
+    let digest = after.image.as_ref().map(|image| *image.top.digest());
+    let (kind, detail) = match (&digest, &after.error) {
+        (Some(digest), None) => {
+            let sighting = tag_history::see(tx, key, digest, now)?;
+            tracing::debug!(
+                image.reference = %key, image.digest = digest.short(),
+                image.is_manifest_list = after.image.as_ref().is_some_and(|image| image.top.index().is_some()),
+                image.platforms = platforms(after), "a registry said what a tag means"
+            );
+            match sighting {
+                Sighting::First | Sighting::Same if was_gone => {
+                    ("image.tag_returned", json!({"digest": digest.to_string()}))
+                }
+                Sighting::First | Sighting::Same => return Ok(()),
+                Sighting::Moved { from } => (
+                    "image.tag_moved",
+                    json!({"from": from.to_string(), "to": digest.to_string()}),
+                ),
+                Sighting::MovedBack { from, last_seen } => (
+                    "image.tag_moved_back",
+                    json!({"from": from.to_string(), "to": digest.to_string(),
+                           "last_seen": last_seen}),
+                ),
+            }
+        }
+        (Some(digest), Some(_)) if gone(after) && !was_gone => {
+            ("image.tag_vanished", json!({"digest": digest.to_string()}))
+        }
+        (Some(_), Some(_)) | (None, _) => return Ok(()),
+    };
+    tracing::info!(image.reference = %key, event = kind, %detail, "a tag is not what it was");
+    let subject = key.to_string();
+    let event = NewEvent {
+        kind,
+        device: None,
+        subject: Some(&subject),
+        detail,
+        delivery: None,
+    };
+    events::record(tx, &event, now)?;
+    Ok(())
+}
+
+fn platforms(known: &Known) -> String {
+    let images = known.image.iter().flat_map(|image| &image.platforms);
+    let names: Vec<String> = images.map(|image| image.platform.to_string()).collect();
+    names.join(",")
 }

@@ -30,18 +30,6 @@ pub fn reconnect() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
-/// The longest wait between two attempts to resolve one reference.
-const RESOLUTION_CEILING_S: u64 = 15 * 60;
-
-/// How long to wait before a reference is asked for again after `attempts` failures in a row.
-///
-/// Doubles from 10 s to 15 min: a registry that is away for a week costs four requests an hour for
-/// each reference.
-pub fn unresolved_reference(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(7);
-    Duration::from_secs((10_u64 << doublings).min(RESOLUTION_CEILING_S))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,16 +39,5 @@ mod tests {
         let waits: Vec<Duration> = transaction_conflict().collect();
         assert_eq!(waits.len(), 7);
         assert!(waits.iter().sum::<Duration>() < Duration::from_secs(2));
-    }
-
-    #[test]
-    fn waits_for_a_registry_grow_to_a_ceiling() {
-        assert_eq!(unresolved_reference(0), Duration::from_secs(10));
-        assert_eq!(unresolved_reference(1), Duration::from_secs(10));
-        assert_eq!(unresolved_reference(3), Duration::from_secs(40));
-        assert_eq!(
-            unresolved_reference(1_000),
-            Duration::from_secs(RESOLUTION_CEILING_S)
-        );
     }
 }

@@ -77,7 +77,8 @@ pub fn same(left: &str, right: &str) -> bool {
 #[error("the system has no randomness to give")]
 pub struct NoRandomness;
 
-fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -85,7 +86,8 @@ fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
     Ok(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -110,6 +112,11 @@ pub fn device_id() -> Result<DeviceId, NoRandomness> {
 /// Makes an identifier for a request that brings none.
 pub fn request_id() -> Result<String, NoRandomness> {
     Ok(hex(&random::<12>()?))
+}
+
+/// Any number, to spread things in time; without randomness always the same, which only spreads less.
+pub fn dice() -> u64 {
+    random().map_or(0, u64::from_ne_bytes)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! literal (`&'static str`) and callers that hold a transaction across an await.
 
 pub mod audit;
+pub mod credentials;
 pub mod db;
 pub mod devices;
 pub mod enrolment_keys;
@@ -13,6 +14,8 @@ mod postgres;
 pub mod reports;
 pub mod resolutions;
 mod sqlite;
+pub mod tag_candidates;
+pub mod tag_history;
 pub mod targets;
 pub mod tokens;
 

@@ -3,6 +3,8 @@
 //! One transaction holds the change, its audit row and its event. Refuses whole targets: nothing is
 //! half-applied.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use holdfast_domain::resolution::Known;
 use holdfast_domain::target::{self, KnownImages, Rendered, UNSUPPORTED};
 use holdfast_proto::hash::etag;
@@ -16,14 +18,15 @@ use serde_json::json;
 use crate::app::App;
 use crate::clock;
 use crate::http::problem::Refusal;
-use crate::resolver::{recall, record};
+use crate::logins::{Login, Logins};
+use crate::resolver::{Freshness, Question, record};
 use crate::store::audit::{self, Actor, NewEntry};
 use crate::store::db::{StoreError, Tx, json as to_json};
 use crate::store::devices::{self, Device};
 use crate::store::events::{self, NewEvent};
 use crate::store::reports;
-use crate::store::resolutions::Key;
-use crate::store::targets::{self, Target};
+use crate::store::resolutions::{self, Key};
+use crate::store::targets::{self, Named, Target};
 
 /// A request to set a device's target.
 #[derive(Debug, Clone)]
@@ -54,20 +57,33 @@ pub struct Outcome {
 /// Resolves, renders and stores a target; the same target again changes nothing.
 pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
     let uuid = new.uuid;
-    app.store
-        .read(move |tx| devices::find(tx, uuid))
-        .await?
-        .ok_or_else(Refusal::not_found)?;
     let references = target::references(&new.input);
-    let answers = app.resolver.answers(&references).await;
-    let failed = answers.values().any(Result::is_err);
+    let (logins, wanted) = (app.logins.clone(), references.clone());
+    let questions = app
+        .store
+        .read(move |tx| {
+            let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            Ok::<_, Refusal>(questions(tx, &logins, &device, &wanted)?)
+        })
+        .await?;
+    let findings = app.resolver.answers(questions, Freshness::Cached).await;
+    let logins = app.logins.clone();
+    let failed = findings.values().any(|finding| finding.answer.is_err());
     let now = clock::now();
+    let rhythm = app.rhythm;
     let outcome = app
         .store
         .transact(move |tx| -> Result<Outcome, Refusal> {
             let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
-            let known = record(tx, &answers, now)?;
-            let rendered = target::render(&new.input, &device.platform, &known, now);
+            let known = record(tx, &findings, rhythm)?;
+            // One device asks for each image with one login.
+            let known: KnownImages = known
+                .into_iter()
+                .map(|((key, _), known)| (key, known))
+                .collect();
+            let mut rendered = target::render(&new.input, &device.platform, &known, now);
+            let is_known = with_login(tx, &logins, &device, &references)?;
+            target::note_logins(&mut rendered.apps, |registry| is_known.contains(registry));
             refuse_unfit(&rendered, new.require_digest)?;
             let before = targets::find(tx, device.id)?;
             let (state, etag) = store(
@@ -76,7 +92,6 @@ pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
                     device: &device,
                     before: before.as_ref(),
                     text: &new.text,
-                    references: &references,
                     actor: &new.actor,
                 },
                 rendered,
@@ -94,6 +109,76 @@ pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
         app.resolve_soon.notify_one();
     }
     Ok(outcome)
+}
+
+/// The login that counts for this device at each registry of these references.
+fn logins_of(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    device: &Device,
+    references: &[Reference],
+) -> Result<BTreeMap<String, Login>, StoreError> {
+    let mut found = BTreeMap::new();
+    for reference in references {
+        let registry = reference.repository().registry();
+        if !found.contains_key(registry) {
+            let login = logins.of_device(tx, registry, device)?;
+            found.insert(registry.to_owned(), login);
+        }
+    }
+    Ok(found)
+}
+
+/// The registries among these references' for which the device has a login.
+fn with_login(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    device: &Device,
+    references: &[Reference],
+) -> Result<BTreeSet<String>, StoreError> {
+    let found = logins_of(tx, logins, device, references)?;
+    let known = found.into_iter().filter(|(_, login)| login.is_known);
+    Ok(known.map(|(registry, _)| registry).collect())
+}
+
+fn questions(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    device: &Device,
+    references: &[Reference],
+) -> Result<Vec<Question>, StoreError> {
+    let logins = logins_of(tx, logins, device, references)?;
+    let mut asked = BTreeSet::new();
+    let mut questions = Vec::new();
+    for reference in references {
+        // Spellings of one image are one question.
+        if let Some(login) = logins.get(reference.repository().registry())
+            && asked.insert(Key::of(reference))
+        {
+            questions.push(Question::prepare(tx, reference.clone(), login.clone())?);
+        }
+    }
+    Ok(questions)
+}
+
+/// What is known of these images for this device, without asking anybody.
+fn recall(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    device: &Device,
+    references: &[Reference],
+) -> Result<KnownImages, StoreError> {
+    let logins = logins_of(tx, logins, device, references)?;
+    let mut known = KnownImages::new();
+    for reference in references {
+        let key = Key::of(reference);
+        if let Some(login) = logins.get(&key.registry)
+            && let Some(found) = resolutions::recall(tx, &key, &login.scope)?
+        {
+            known.insert(key, found);
+        }
+    }
+    Ok(known)
 }
 
 fn refuse_unfit(rendered: &Rendered, require_digest: bool) -> Result<(), Refusal> {
@@ -130,7 +215,6 @@ struct Change<'a> {
     device: &'a Device,
     before: Option<&'a Target>,
     text: &'a str,
-    references: &'a [Reference],
     actor: &'a Actor,
 }
 
@@ -155,7 +239,7 @@ fn store(
     let state = target::document(device.uuid, generation, rendered.apps);
     let body = to_json("target", &state)?;
     let etag = etag(body.as_bytes());
-    let keys: std::collections::BTreeSet<Key> = change.references.iter().map(Key::of).collect();
+    let named = named(&state);
     let target = Target {
         input: change.text.to_owned(),
         body,
@@ -163,12 +247,7 @@ fn store(
         generation,
         changed_at: now,
     };
-    targets::set(
-        tx,
-        device.id,
-        &target,
-        &keys.into_iter().collect::<Vec<_>>(),
-    )?;
+    targets::set(tx, device.id, &target, &named)?;
     // Images and counters only: environments may hold secrets, which the log must not.
     let images: Vec<&str> = state
         .services()
@@ -203,6 +282,20 @@ fn store(
     Ok((state, etag))
 }
 
+/// The references in a target, and which of them it waits for.
+fn named(state: &TargetState) -> Vec<Named> {
+    let mut found: BTreeMap<Key, bool> = BTreeMap::new();
+    let pins = state
+        .services()
+        .filter_map(|(_, service)| service.pin.as_ref());
+    for pin in pins {
+        let waits = pin.pull_digest().is_none() && !target::is_unsupported(pin);
+        *found.entry(Key::of(&pin.reference)).or_default() |= waits;
+    }
+    let named = |(key, waits)| Named { key, waits };
+    found.into_iter().map(named).collect()
+}
+
 fn read(body: &str) -> Result<TargetState, StoreError> {
     serde_json::from_str(body).map_err(|source| StoreError::Document {
         what: "target",
@@ -211,7 +304,11 @@ fn read(body: &str) -> Result<TargetState, StoreError> {
 }
 
 /// The device's target as it is served, and what is known of its images now.
-pub fn show(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Outcome>, StoreError> {
+pub fn show(
+    tx: &mut Tx<'_>,
+    logins: &Logins,
+    uuid: DeviceId,
+) -> Result<Option<Outcome>, StoreError> {
     let Some(device) = devices::find(tx, uuid)? else {
         return Ok(None);
     };
@@ -230,7 +327,7 @@ pub fn show(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Outcome>, StoreErr
         .collect();
     references.sort();
     references.dedup();
-    let known = recall(tx, &references)?;
+    let known = recall(tx, logins, &device, &references)?;
     Ok(Some(Outcome {
         images: with_knowledge(&references, &known),
         state,
@@ -238,9 +335,12 @@ pub fn show(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Outcome>, StoreErr
     }))
 }
 
-/// Renders a device's target again from what is known now; says whether it changed.
+/// Renders a device's target again for the digests that it waits for; says whether it changed.
+///
+/// What it has a digest for stays as it is, whatever its tag means by now.
 pub fn render_again(
     tx: &mut Tx<'_>,
+    logins: &Logins,
     uuid: DeviceId,
     actor: &Actor,
     now: Timestamp,
@@ -256,13 +356,16 @@ pub fn render_again(
         return Ok(false);
     };
     let references = target::references(&input);
-    let known = recall(tx, &references)?;
-    let rendered = target::render(&input, &device.platform, &known, now);
+    let known = recall(tx, logins, &device, &references)?;
+    let mut rendered = target::render(&input, &device.platform, &known, now);
+    let pinned = read(&before.body)?.apps;
+    target::keep_pins(&mut rendered.apps, &pinned, &device.platform);
+    let is_known = with_login(tx, logins, &device, &references)?;
+    target::note_logins(&mut rendered.apps, |registry| is_known.contains(registry));
     let change = Change {
         device: &device,
         before: Some(&before),
         text: &before.input,
-        references: &references,
         actor,
     };
     let (_, etag) = store(tx, &change, rendered, now)?;

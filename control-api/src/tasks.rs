@@ -5,7 +5,7 @@
 
 mod feed;
 mod note_seen;
-pub mod resolve_pending;
+pub mod refresh_tags;
 
 use tokio::task::JoinSet;
 
@@ -16,6 +16,6 @@ pub fn start(app: &Shared) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(feed::run(app.clone()));
     tasks.spawn(note_seen::run(app.clone()));
-    tasks.spawn(resolve_pending::run(app.clone()));
+    tasks.spawn(refresh_tags::run(app.clone()));
     tasks
 }

@@ -69,6 +69,16 @@ struct RegistryLabel {
     registry: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PullTokenLabel {
+    outcome: &'static str,
+}
+
 /// Label values a registry name may take: a person could otherwise fill memory with made-up hosts.
 const REGISTRIES_SHOWN: usize = 200;
 
@@ -81,6 +91,11 @@ pub struct Metrics {
     panics: Counter,
     registry_requests: Family<RegistryLabels, Counter>,
     registry_seconds: Family<RegistryLabel, Histogram>,
+    registry_limit: Family<RegistryLabel, Gauge<i64>>,
+    registry_remaining: Family<RegistryLabel, Gauge<i64>>,
+    registry_cache: Family<CacheLabel, Counter>,
+    pull_tokens: Family<PullTokenLabel, Counter>,
+    refresh_lag: Gauge<i64>,
     registries: std::sync::Mutex<std::collections::BTreeSet<String>>,
     devices: Gauge<i64>,
     connections: Gauge<i64>,
@@ -131,6 +146,37 @@ impl Default for Metrics {
             Unit::Seconds,
             registry_seconds.clone(),
         );
+        let registry_limit = Family::default();
+        registry.register(
+            "registry_rate_limit",
+            "Requests that an image registry allows in its window, where it says so",
+            registry_limit.clone(),
+        );
+        let registry_remaining = Family::default();
+        registry.register(
+            "registry_rate_limit_remaining",
+            "Requests that an image registry still allows in its window, where it says so",
+            registry_remaining.clone(),
+        );
+        let registry_cache = Family::default();
+        registry.register(
+            "registry_cache",
+            "Questions about references, by whether a kept answer was the answer",
+            registry_cache.clone(),
+        );
+        let pull_tokens = Family::default();
+        registry.register(
+            "pull_tokens",
+            "Requests of devices for pull tokens, by outcome",
+            pull_tokens.clone(),
+        );
+        let refresh_lag = Gauge::default();
+        registry.register_with_unit(
+            "refresh_lag",
+            "How late the reference is that waits longest to be asked for again",
+            Unit::Seconds,
+            refresh_lag.clone(),
+        );
         let devices = Gauge::default();
         registry.register("devices", "Devices enrolled", devices.clone());
         let connections = Gauge::default();
@@ -154,6 +200,11 @@ impl Default for Metrics {
             panics,
             registry_requests,
             registry_seconds,
+            registry_limit,
+            registry_remaining,
+            registry_cache,
+            pull_tokens,
+            refresh_lag,
             registries: std::sync::Mutex::default(),
             devices,
             connections,
@@ -188,24 +239,27 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// The registry's name as a label, while there are not too many.
+    fn label(&self, registry: &str) -> RegistryLabel {
+        let mut known = self
+            .registries
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let registry = if known.contains(registry) || known.len() < REGISTRIES_SHOWN {
+            known.insert(registry.to_owned());
+            registry.to_owned()
+        } else {
+            "other".to_owned()
+        };
+        RegistryLabel { registry }
+    }
+
     /// Counts a question to a registry; `code` is a status code or a word.
     pub fn registry_request(&self, registry: &str, code: &str, took: Duration) {
-        let registry = {
-            let mut known = self
-                .registries
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            if known.contains(registry) || known.len() < REGISTRIES_SHOWN {
-                known.insert(registry.to_owned());
-                registry.to_owned()
-            } else {
-                "other".to_owned()
-            }
-        };
+        let label = self.label(registry);
+        let registry = label.registry.clone();
         self.registry_seconds
-            .get_or_create(&RegistryLabel {
-                registry: registry.clone(),
-            })
+            .get_or_create(&label)
             .observe(took.as_secs_f64());
         self.registry_requests
             .get_or_create(&RegistryLabels {
@@ -215,13 +269,45 @@ impl Metrics {
             .inc();
     }
 
+    /// Sets what a registry says about its limit.
+    pub fn registry_limit(&self, registry: &str, limit: u64, remaining: u64) {
+        let label = self.label(registry);
+        let bounded = |value| i64::try_from(value).unwrap_or(i64::MAX);
+        self.registry_limit
+            .get_or_create(&label)
+            .set(bounded(limit));
+        self.registry_remaining
+            .get_or_create(&label)
+            .set(bounded(remaining));
+    }
+
+    /// Counts a question about a reference: whether a kept answer was the answer.
+    pub fn registry_cache(&self, hit: bool) {
+        let result = if hit { "hit" } else { "miss" };
+        self.registry_cache
+            .get_or_create(&CacheLabel { result })
+            .inc();
+    }
+
+    /// Counts a device's request for a pull token.
+    pub fn pull_token(&self, outcome: &'static str) {
+        self.pull_tokens
+            .get_or_create(&PullTokenLabel { outcome })
+            .inc();
+    }
+
+    /// Sets how late the reference is that waits longest.
+    pub fn set_refresh_lag(&self, lag_ms: i64) {
+        self.refresh_lag.set(lag_ms.max(0) / 1_000);
+    }
+
     /// Sets how many devices there are.
     pub fn set_devices(&self, count: usize) {
         self.devices.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Sets how many references wait for their registry.
-    pub fn set_unresolved(&self, count: usize) {
+    pub fn set_unresolved(&self, count: u64) {
         self.unresolved
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }

@@ -6,8 +6,12 @@ mod digest;
 mod pin;
 mod platform;
 mod reference;
+mod same;
 
 pub use digest::{ConfigDigest, Digest, DigestError, IndexDigest, ManifestDigest, TopDigest};
 pub use pin::{Expected, Pin, PlatformImage, Resolution, ResolutionStatus, ResolvedImage};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, Repository};
+pub use same::{
+    Content, Doubt, ImageStore, Pulled, Running, Same, compare, compare_earlier, wanted,
+};

@@ -10,6 +10,7 @@ pub mod id;
 pub mod image;
 pub mod operator;
 pub mod problem;
+pub mod pull;
 pub mod spec;
 pub mod target;
 pub mod time;

@@ -143,16 +143,18 @@ fn request(name: &str, port: u16) -> anyhow::Result<(String, usize)> {
     let mut resets = 0;
     for address in &addresses {
         let at = SocketAddr::new(*address, port);
-        match TcpStream::connect_timeout(&at, PATIENCE) {
-            Ok(stream) => match exchange(stream, name).with_context(|| address.to_string())? {
-                Some(page) => return Ok((page, resets)),
-                None => {
-                    resets += 1;
-                    refused.push(format!("{address}: ended without a byte"));
-                }
-            },
-            Err(error) => refused.push(format!("{address}: {error}")),
+        let stream = match TcpStream::connect_timeout(&at, PATIENCE) {
+            Ok(stream) => stream,
+            Err(error) => {
+                refused.push(format!("{address}: {error}"));
+                continue;
+            }
+        };
+        if let Some(page) = exchange(stream, name).with_context(|| address.to_string())? {
+            return Ok((page, resets));
         }
+        resets += 1;
+        refused.push(format!("{address}: ended without a byte"));
     }
     bail!("no address of {name} answers: {refused:?}")
 }

@@ -170,9 +170,18 @@ impl Engine {
         self.daemon()?.pid()
     }
 
-    /// Sends dockerd a signal. Only for a private engine.
-    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        send(self.daemon()?.pid()?, signal)
+    /// Stops dockerd without ending it, and waits until none of its threads answers any more: the signal
+    /// only asks for that. Only for a private engine.
+    pub async fn hang(&self) -> anyhow::Result<()> {
+        let pid = self.daemon()?.pid()?;
+        send(pid, Signal::STOP)?;
+        let stopped = async || threads_are_stopped(pid);
+        try_wait_for("every thread to stop", ENDS_WITHIN, stopped).await
+    }
+
+    /// Lets dockerd go on after [`Engine::hang`].
+    pub fn go_on(&self) -> anyhow::Result<()> {
+        send(self.daemon()?.pid()?, Signal::CONT)
     }
 
     /// Kills containerd, which dockerd starts again. Only for a private engine.
@@ -359,6 +368,17 @@ async fn start(
 fn forget_dead(pid_file: &Path) -> anyhow::Result<()> {
     if pid_file.exists() && !is_alive(pid_file) {
         fs::remove_file(pid_file)?;
+    }
+    Ok(())
+}
+
+/// Whether every thread of a process is in state T (proc(5)).
+fn threads_are_stopped(pid: u32) -> anyhow::Result<()> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(thread?.path().join("stat"))?;
+        // The name before it is in brackets and may contain anything.
+        let (_, state) = stat.rsplit_once(") ").context("a line of stat")?;
+        ensure!(state.starts_with('T'), "{stat}");
     }
     Ok(())
 }

@@ -4,7 +4,6 @@
 
 use holdfast_tests::engine::{Engine, Private};
 use holdfast_tests::images::{Image, Pushed};
-use holdfast_tests::process::Signal;
 use holdfast_tests::serving::{Serving, id, life};
 use holdfast_tests::site::{CONVERGES_WITHIN, service, target};
 use holdfast_tests::tap::{Action, Rule, When};
@@ -219,7 +218,7 @@ async fn a09_every_service_runs_again_after_the_engine_was_killed() -> anyhow::R
 async fn a10_an_engine_that_hangs_is_reported_and_costs_nothing() -> anyhow::Result<()> {
     let serving = Serving::on(Engine::private().await?).await?;
     let before = serving.device.running("web").await?;
-    serving.site.engine.signal(Signal::STOP)?;
+    serving.site.engine.hang().await?;
     // A person's look at the device makes the agent look: the event of a stopped engine never comes.
     let two = serving.good("two").await?;
     let generation = serving.set(&two).await?;
@@ -231,7 +230,7 @@ async fn a10_an_engine_that_hangs_is_reported_and_costs_nothing() -> anyhow::Res
     let pid = serving.device.agent.process()?.pid();
     let many = threads(pid)?;
     assert!(many < 20, "{many} threads wait for a hanging engine");
-    serving.site.engine.signal(Signal::CONT)?;
+    serving.site.engine.go_on()?;
     serving.reports(&generation, "converged").await;
     serving.serves("two").await;
     let after = serving.only_container().await?;

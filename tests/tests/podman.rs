@@ -99,7 +99,9 @@ async fn the_adapters_calls_mean_the_same_on_podman() -> anyhow::Result<()> {
     let repository = format!("web-{}", place::unique());
     let image = Image::web(&repository, "one").push(&registry, "1").await?;
     let child = image.child("linux/amd64");
-    engine.pull(&image.pinned(), &info.platform, 20_000).await?;
+    engine
+        .pull(&image.pinned(), &info.platform, None, 20_000)
+        .await?;
     let found = engine.image(&image.pinned()).await?.expect("pulled");
     assert_eq!(found.ids[0].to_string(), child.config_digest);
     assert_eq!(found.platform, info.platform);

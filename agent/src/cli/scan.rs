@@ -23,7 +23,11 @@ pub(super) async fn scan(
         reach: holdfast_registry::Reach::Anywhere,
         ..holdfast_registry::Settings::default()
     })?;
-    let reports = report::scan(engine.running().await?, info.store, &registries).await;
+    let here = report::Here {
+        store: info.store,
+        platform: info.platform,
+    };
+    let reports = report::scan(engine.running().await?, &here, &registries).await;
     match output {
         Output::Table => show(&reports, out)?,
         Output::Json => json(out, &reports)?,
@@ -98,6 +102,8 @@ mod tests {
                 None => UpdateFinding::Unknown,
             },
             error: has_update.is_none().then(|| "401".to_owned()),
+            change: None,
+            candidates: Vec::new(),
         }
     }
 

@@ -9,6 +9,7 @@ use holdfast_proto::current::CurrentState;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::operator::{EnrolRequest, EnrolResponse};
 use holdfast_proto::problem::Problem;
+use holdfast_proto::pull::{PullLogin, PullLoginRequest};
 use holdfast_proto::time::retry_after_seconds;
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
@@ -305,6 +306,34 @@ impl Client {
         Ok(Answer {
             state: StateAnswer::Target { body, etag },
             interval_seconds,
+        })
+    }
+
+    /// Asks for a login to pull an image of the target.
+    pub async fn pull_login(
+        &self,
+        device: &DeviceId,
+        token: &Token,
+        image: &str,
+    ) -> Result<PullLogin, ClientError> {
+        let what = "give a login for a pull";
+        let request = PullLoginRequest {
+            image: image.to_owned(),
+        };
+        let sent = self
+            .http
+            .post(self.origin.path(&format!("devices/{device}/pull-tokens")))
+            .headers(authorised(what, token)?)
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .body(encode(what, &request)?)
+            .send()
+            .await;
+        let answer = accepted(what, sent).await?;
+        let body = read(what, answer, MAX_ANSWER_BYTES).await?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Nonsense {
+            what,
+            // The text of a JSON error may quote the login.
+            detail: format!("line {}, column {}", error.line(), error.column()),
         })
     }
 

@@ -35,7 +35,8 @@ use holdfast_proto::target::Identity;
 
 use super::{
     Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed,
-    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, guard, labels, sandbox,
+    ImageStore, NewContainer, NewSandbox, Operation, PullAuth, StoredImage, convert, guard, labels,
+    sandbox,
 };
 use crate::fault::foreign;
 use crate::policy::Policy;
@@ -354,10 +355,12 @@ impl Engine for DockerEngine {
         &self,
         pinned: &str,
         platform: &Platform,
+        auth: Option<&PullAuth>,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
         guard::image(&self.policy, pinned)?;
-        self.pull_image(pinned, platform, no_progress_ms).await
+        self.pull_image(pinned, platform, auth, no_progress_ms)
+            .await
     }
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {

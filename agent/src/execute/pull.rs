@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 
-use holdfast_proto::image::{Digest, Expected, Platform};
+use futures_util::future::LocalBoxFuture;
+use holdfast_proto::image::{Content, Digest, Expected, Platform};
 
 use crate::clock::Clock;
 use crate::disk;
-use crate::engine::{Engine, EngineError, EngineImage, ImageStore};
+use crate::engine::{Engine, EngineError, EngineImage, ImageStore, PullAuth};
 
 /// So often a pull's disk is looked at. An engine unpacks some 100 MB a second at most on the disks of
 /// small devices: the floor is not passed by more than a few of them between two looks.
@@ -71,18 +72,53 @@ pub struct Pull {
     pub floor: Option<(PathBuf, u64)>,
     /// Without progress for so long it is given up.
     pub no_progress_ms: u64,
+    /// Whether to ask for a login first: the control API knows one for the registry.
+    pub login: bool,
+}
+
+/// Knows no logins.
+#[derive(Clone, Copy, Debug)]
+pub struct NoLogins;
+
+impl PullLogins for NoLogins {
+    fn find<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, Option<PullAuth>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn renew<'a>(&'a self, _: &'a str) -> LocalBoxFuture<'a, Option<PullAuth>> {
+        Box::pin(std::future::ready(None))
+    }
+}
+
+/// Knows logins for pulls.
+pub trait PullLogins {
+    /// A login for this pinned image; none leaves the engine to try without.
+    fn find<'a>(&'a self, image: &'a str) -> LocalBoxFuture<'a, Option<PullAuth>>;
+
+    /// As [`PullLogins::find`], after the registry refused what there was.
+    fn renew<'a>(&'a self, image: &'a str) -> LocalBoxFuture<'a, Option<PullAuth>>;
 }
 
 impl Pull {
     /// Pulls, looks at what came, and gives it the tag that keeps it.
-    pub async fn run<E: Engine, C: Clock>(&self, engine: &E, clock: &C) -> Result<(), PullError> {
-        let pull = engine.pull(&self.image, &self.platform, self.no_progress_ms);
-        // Dropping the pull closes its connection, and the engine throws away what it fetched.
-        tokio::select! {
-            outcome = pull => outcome?,
-            free_bytes = self.room_ends(clock) => {
-                return Err(PullError::NoSpace { image: self.image.clone(), free_bytes });
+    pub async fn run<E: Engine, C: Clock>(
+        &self,
+        engine: &E,
+        clock: &C,
+        logins: &dyn PullLogins,
+    ) -> Result<(), PullError> {
+        let auth = if self.login {
+            logins.find(&self.image).await
+        } else {
+            None
+        };
+        match self.fetch(engine, clock, auth.as_ref()).await {
+            Err(PullError::Engine(refused)) if refused.wants_login() => {
+                // A token may have run out, or the login is new and the target does not tell of it yet.
+                let renewed = logins.renew(&self.image).await.ok_or(refused)?;
+                self.fetch(engine, clock, Some(&renewed)).await?;
             }
+            outcome => outcome?,
         }
         let found = engine.image(&self.image).await?;
         let found = found.ok_or_else(|| PullError::Vanished {
@@ -90,6 +126,24 @@ impl Pull {
         })?;
         self.verify(&found)?;
         Ok(engine.tag(&self.image, &self.keep).await?)
+    }
+
+    /// Has the engine fetch it, as long as there is room.
+    async fn fetch<E: Engine, C: Clock>(
+        &self,
+        engine: &E,
+        clock: &C,
+        auth: Option<&PullAuth>,
+    ) -> Result<(), PullError> {
+        let pull = engine.pull(&self.image, &self.platform, auth, self.no_progress_ms);
+        // Dropping the pull closes its connection, and the engine throws away what it fetched.
+        tokio::select! {
+            outcome = pull => outcome?,
+            free_bytes = self.room_ends(clock) => {
+                return Err(PullError::NoSpace { image: self.image.clone(), free_bytes });
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the disk has less room than must stay; gives what is left.
@@ -107,16 +161,15 @@ impl Pull {
 
     /// Same or not is decided by the kind of digest that the store uses (3-contract, section 3).
     fn verify(&self, found: &EngineImage) -> Result<(), PullError> {
-        let accepted = match self.store {
-            ImageStore::Classic => vec![self.expected.config_digest.0],
-            ImageStore::Containerd => {
-                let pinned = self.image.split_once('@').and_then(|(_, d)| d.parse().ok());
-                std::iter::once(self.expected.manifest_digest.0)
-                    .chain(pinned)
-                    .collect()
-            }
-        };
-        if !found.ids.iter().any(|id| accepted.contains(id)) {
+        let Expected {
+            manifest_digest: manifest,
+            config_digest: config,
+            ..
+        } = &self.expected;
+        let pinned = self.image.split_once('@').and_then(|(_, d)| d.parse().ok());
+        let top = pinned.unwrap_or(manifest.0);
+        let content = Content::of_ids(self.store, &found.ids);
+        if content.and_then(|content| content.is(&top, manifest, config)) != Some(true) {
             return Err(PullError::WrongDigest {
                 image: self.image.clone(),
                 found: found.ids.first().copied(),
@@ -157,6 +210,7 @@ mod tests {
             keep: "holdfast.local/keep/1/1/web:1".to_owned(),
             floor: None,
             no_progress_ms: 1_000,
+            login: false,
         }
     }
 

@@ -12,7 +12,7 @@ use super::Rules;
 use crate::clock::Clock;
 use crate::disk;
 use crate::engine::{Engine, EngineInfo};
-use crate::execute::pull::{Pull, PullError};
+use crate::execute::pull::{Pull, PullError, PullLogins};
 use crate::journal::IntentId;
 
 /// Side by side at most: more only share one device's line and disk.
@@ -59,8 +59,8 @@ impl<'a> Pulls<'a> {
         &mut self,
         engine: &'a E,
         clock: &'a C,
-        pull: Pull,
-        begun: Begun,
+        logins: &'a dyn PullLogins,
+        (pull, begun): (Pull, Begun),
     ) {
         self.begun.insert(pull.image.clone(), begun);
         let room = pull
@@ -69,7 +69,7 @@ impl<'a> Pulls<'a> {
             .and_then(|(folder, _)| disk::free(folder));
         let free_before = room.map(|free| free.bytes);
         self.running.push(Box::pin(async move {
-            let outcome = pull.run(engine, clock).await;
+            let outcome = pull.run(engine, clock, logins).await;
             Done {
                 image: pull.image,
                 free_before,
@@ -120,6 +120,7 @@ pub(super) fn of(
             .disk
             .map(|disk| (PathBuf::from(&info.root), disk.floor_bytes)),
         no_progress_ms: rules.no_progress_ms,
+        login: false,
     };
     Some((pull, *why))
 }

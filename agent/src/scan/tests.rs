@@ -1,11 +1,18 @@
 //! Facts about what a scan may conclude; with a real engine and registry in `tests/`.
 
-use holdfast_proto::image::{ConfigDigest, IndexDigest, ManifestDigest, PlatformImage, TopDigest};
+use holdfast_proto::updates::UpdateFinding;
 
 use super::*;
 
 fn digest(name: &str) -> Digest {
     Digest::of(name.as_bytes())
+}
+
+fn here() -> Here {
+    Here {
+        store: ImageStore::Classic,
+        platform: "linux/arm64".parse().unwrap(),
+    }
 }
 
 fn local(ids: &[&str], repo_digests: &[&str]) -> LocalImage {
@@ -15,63 +22,25 @@ fn local(ids: &[&str], repo_digests: &[&str]) -> LocalImage {
             .iter()
             .map(|name| format!("{name}@{}", digest("index")))
             .collect(),
+        version: None,
         platform: "linux/arm64".parse().unwrap(),
     }
 }
 
-/// An index `index` with `manifest` and `config` for arm64, and others for amd64.
-fn offered() -> ResolvedImage {
-    let image = |platform: &str, manifest: &str, config: &str| PlatformImage {
-        platform: platform.parse().unwrap(),
-        manifest_digest: ManifestDigest(digest(manifest)),
-        config_digest: ConfigDigest(digest(config)),
-        size_bytes: 1,
-    };
+#[test]
+fn the_digest_shown_is_the_registrys_where_both_name_the_image() {
+    let (old, new) = (digest("old"), digest("new"));
     let reference: Reference = "redis:7".parse().unwrap();
-    ResolvedImage {
+    let offered = ResolvedImage {
         repository: reference.repository().clone(),
-        top: TopDigest::Index(IndexDigest(digest("index"))),
+        top: holdfast_proto::image::TopDigest::Index(holdfast_proto::image::IndexDigest(new)),
         media_type: String::new(),
-        platforms: vec![
-            image("linux/amd64", "other manifest", "other config"),
-            image("linux/arm64", "manifest", "config"),
-        ],
-    }
-}
-
-#[test]
-fn a_classic_store_compares_configurations() {
-    let same = |id: &str| same(&local(&[id], &[]), ImageStore::Classic, &offered());
-    assert_eq!(same("config"), Some(true));
-    assert_eq!(same("older config"), Some(false));
-    // Another platform's image under the same name is another image.
-    assert_eq!(same("other config"), Some(false));
-}
-
-#[test]
-fn a_containerd_store_knows_the_same_but_not_the_different() {
-    let same = |id: &str| same(&local(&[id], &[]), ImageStore::Containerd, &offered());
-    assert_eq!(same("index"), Some(true));
-    assert_eq!(same("manifest"), Some(true));
-    assert_eq!(same("older index"), None);
-}
-
-#[test]
-fn a_platform_that_is_not_offered_is_not_compared() {
-    let mut image = local(&["config"], &[]);
-    image.platform = "linux/riscv64".parse().unwrap();
-    assert_eq!(same(&image, ImageStore::Classic, &offered()), None);
-}
-
-#[test]
-fn pulled_means_from_the_references_own_repository() {
-    let redis: Reference = "redis:7".parse().unwrap();
-    let found = |names: &[&str]| pulled_by(&redis, &local(&["x"], names));
-    assert_eq!(found(&["ghcr.io/o/redis"]), None);
-    assert_eq!(
-        found(&["ghcr.io/o/redis", "docker.io/library/redis"]),
-        Some(digest("index"))
-    );
+        platforms: Vec::new(),
+    };
+    let pulled = Pulled::By(vec![new, old]);
+    assert_eq!(by(&pulled, Some(&offered)), Some(new));
+    assert_eq!(by(&Pulled::By(vec![old]), Some(&offered)), Some(old));
+    assert_eq!(by(&Pulled::Elsewhere, Some(&offered)), None);
 }
 
 #[test]
@@ -109,7 +78,7 @@ async fn what_needs_no_registry_asks_none() {
         container("unnamed", &"b".repeat(64), Some(local(&["x"], &[])), false),
         container("network", "127.0.0.1:1/pause:1", None, true),
     ];
-    let reports = scan(containers, ImageStore::Classic, &registries).await;
+    let reports = scan(containers, &here(), &registries).await;
     let found: Vec<_> = reports
         .iter()
         .map(|report| {

@@ -2,5 +2,9 @@
 
 pub mod presence;
 pub mod principal;
+pub mod refresh;
 pub mod resolution;
+pub mod scope;
+pub mod sighting;
 pub mod target;
+pub mod updates;

@@ -1,5 +1,7 @@
 //! Owns what is known of an image and how an answer changes it; refuses to un-learn a digest.
 
+use std::time::Duration;
+
 use holdfast_proto::image::{Reference, Resolution, ResolutionStatus, ResolvedImage};
 use holdfast_proto::time::Timestamp;
 
@@ -28,17 +30,49 @@ impl Key {
 
     /// A reference that asks for this image, to give to a registry.
     pub fn reference(&self) -> Option<Reference> {
-        let separator = if self.selector.contains(':') {
-            '@'
-        } else {
-            ':'
-        };
-        format!(
-            "{}/{}{separator}{}",
-            self.registry, self.repository, self.selector
-        )
-        .parse()
-        .ok()
+        self.to_string().parse().ok()
+    }
+
+    /// Whether it names a digest, which can never mean anything else.
+    pub fn is_pinned(&self) -> bool {
+        self.selector.contains(':')
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let separator = if self.is_pinned() { '@' } else { ':' };
+        let Self {
+            registry,
+            repository,
+            selector,
+        } = self;
+        write!(f, "{registry}/{repository}{separator}{selector}")
+    }
+}
+
+/// The name by which registries say that there is no such thing.
+pub const NOT_FOUND: &str = "not_found";
+
+/// Why a registry did not say what a reference points at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Stable name of the reason, such as `rate_limited`.
+    pub code: String,
+    /// The reason in words, without credentials.
+    pub why: String,
+    /// How long the registry wants peace, if it says.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure of this name.
+    pub fn new(code: &str, why: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            why: why.into(),
+            retry_after: None,
+        }
     }
 }
 
@@ -53,6 +87,8 @@ pub struct Known {
     pub asked_at: Timestamp,
     /// Why it did not answer when last asked.
     pub error: Option<String>,
+    /// The stable name of that reason.
+    pub error_code: Option<String>,
     /// Since when the digest could not be confirmed.
     pub stale_since: Option<Timestamp>,
 }
@@ -83,7 +119,7 @@ impl Known {
 /// A digest once known stays known while the registry is away: an outage never un-pins a fleet.
 pub fn learn(
     before: Option<&Known>,
-    answer: Result<ResolvedImage, String>,
+    answer: Result<ResolvedImage, Failure>,
     now: Timestamp,
 ) -> Known {
     match answer {
@@ -92,9 +128,10 @@ pub fn learn(
             resolved_at: Some(now),
             asked_at: now,
             error: None,
+            error_code: None,
             stale_since: None,
         },
-        Err(error) => {
+        Err(Failure { code, why, .. }) => {
             let image = before.and_then(|known| known.image.clone());
             Known {
                 stale_since: image
@@ -102,7 +139,8 @@ pub fn learn(
                     .then(|| before.and_then(|known| known.stale_since).unwrap_or(now)),
                 resolved_at: before.and_then(|known| known.resolved_at),
                 asked_at: now,
-                error: Some(error),
+                error: Some(why),
+                error_code: Some(code),
                 image,
             }
         }
@@ -132,8 +170,12 @@ mod tests {
     #[test]
     fn an_outage_keeps_the_known_digest_and_says_since_when() {
         let known = learn(None, Ok(image("a")), at(1));
-        let stale = learn(Some(&known), Err("connection refused".into()), at(2));
-        let staler = learn(Some(&stale), Err("429".into()), at(3));
+        let stale = learn(
+            Some(&known),
+            Err(Failure::new("x", "connection refused")),
+            at(2),
+        );
+        let staler = learn(Some(&stale), Err(Failure::new("x", "429")), at(3));
         assert_eq!(staler.image, Some(image("a")));
         assert_eq!(staler.status(), ResolutionStatus::Stale);
         assert_eq!(staler.stale_since, Some(at(2)));
@@ -144,7 +186,7 @@ mod tests {
     #[test]
     fn an_answer_ends_staleness() {
         let known = learn(None, Ok(image("a")), at(1));
-        let stale = learn(Some(&known), Err("away".into()), at(2));
+        let stale = learn(Some(&known), Err(Failure::new("x", "away")), at(2));
         let fresh = learn(Some(&stale), Ok(image("b")), at(3));
         assert_eq!(fresh, learn(None, Ok(image("b")), at(3)));
         assert_eq!(fresh.status(), ResolutionStatus::Resolved);
@@ -152,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_was_never_resolved_has_failed() {
-        let known = learn(None, Err("not found".into()), at(1));
+        let known = learn(None, Err(Failure::new("x", "not found")), at(1));
         assert_eq!(known.status(), ResolutionStatus::Failed);
         assert_eq!(known.stale_since, None);
     }

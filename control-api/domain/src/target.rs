@@ -134,6 +134,7 @@ fn pin(reference: &Reference, platform: &Platform, known: &KnownImages, now: Tim
             error: Some("the registry was not asked yet".to_owned()),
             stale_since: None,
         },
+        pull_login: false,
     };
     let Some(known) = known.get(&Key::of(reference)) else {
         return Pinned::Unresolved(pin);
@@ -205,8 +206,48 @@ fn same_service(left: &ServiceTarget, right: &ServiceTarget) -> bool {
         }
 }
 
+/// Takes over from `before` what was pinned there already: the same service with the same reference keeps
+/// its digests, if they are for this platform.
+pub fn keep_pins(
+    apps: &mut BTreeMap<AppId, App>,
+    before: &BTreeMap<AppId, App>,
+    platform: &Platform,
+) {
+    for (id, app) in apps {
+        let Some(old) = before.get(id) else {
+            continue;
+        };
+        for service in &mut app.services {
+            let kept = old.services.iter().find(|old| {
+                old.service_name == service.service_name
+                    && old.pin.as_ref().is_some_and(|old| {
+                        old.platform.as_ref().is_some_and(|old| platform.runs(old))
+                            && old.pull_digest().is_some()
+                            && service
+                                .pin
+                                .as_ref()
+                                .is_some_and(|pin| pin.reference == old.reference)
+                    })
+            });
+            if let Some(kept) = kept {
+                service.image_name.clone_from(&kept.image_name);
+                service.config.image = Some(kept.image_name.clone());
+                service.pin.clone_from(&kept.pin);
+            }
+        }
+    }
+}
+
+/// Notes at each pin whether a login for its registry is known, which the device should then ask for.
+pub fn note_logins(apps: &mut BTreeMap<AppId, App>, is_known: impl Fn(&str) -> bool) {
+    let services = apps.values_mut().flat_map(|app| &mut app.services);
+    for pin in services.filter_map(|service| service.pin.as_mut()) {
+        pin.pull_login = is_known(&pin.registry);
+    }
+}
+
 /// Whether the image is known, but has nothing for the device's platform.
-fn is_unsupported(pin: &Pin) -> bool {
+pub fn is_unsupported(pin: &Pin) -> bool {
     pin.resolution
         .error
         .as_ref()

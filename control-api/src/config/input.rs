@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -16,6 +17,15 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 const DEFAULT_DATA_DIR: &str = "/var/lib/holdfast-api";
 const DEFAULT_POLL_S: u32 = 30;
 const DEFAULT_DIGEST_CACHE_S: u32 = 300;
+/// A push is noticed within a quarter of an hour; each image costs its registry four small requests an
+/// hour, which count against no pull limit.
+const DEFAULT_REFRESH_S: u32 = 900;
+/// Less would be a poll of every registry for every image, all the time.
+const LEAST_REFRESH_S: u32 = 1;
+/// More is no refresh.
+const MOST_REFRESH_S: u32 = 7 * 24 * 3_600;
+/// The key's file when none is named, beside the database.
+const CREDENTIALS_KEY_FILE: &str = "credentials-key";
 /// A webhook secret shorter than this can be guessed.
 const LEAST_SECRET: usize = 16;
 
@@ -34,7 +44,17 @@ pub(super) struct Input {
     #[serde(default, deserialize_with = "number")]
     digest_cache_seconds: Option<u32>,
     #[serde(default)]
+    refresh: RefreshInput,
+    credentials_key_file: Option<PathBuf>,
+    #[serde(default)]
     webhooks: WebhooksInput,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RefreshInput {
+    #[serde(default, deserialize_with = "number")]
+    interval_seconds: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,6 +87,8 @@ struct RegistryInput {
     username: Option<String>,
     password: Option<String>,
     password_file: Option<PathBuf>,
+    #[serde(default)]
+    hand_out: bool,
     #[serde(default)]
     realm_hosts: Vec<String>,
     #[serde(default)]
@@ -183,6 +205,7 @@ impl Input {
                 Location::Sqlite(data_dir.join("holdfast.db"))
             }
         };
+        let key_file = data_dir.join(CREDENTIALS_KEY_FILE);
         let settings = Settings {
             listen,
             data_dir,
@@ -201,6 +224,19 @@ impl Input {
                 0,
                 3_600,
             ),
+            refresh_interval: match self.refresh.interval_seconds.unwrap_or(DEFAULT_REFRESH_S) {
+                0 => None,
+                seconds => {
+                    let seconds = faults.within(
+                        "refresh.interval_seconds",
+                        seconds,
+                        LEAST_REFRESH_S,
+                        MOST_REFRESH_S,
+                    );
+                    Some(Duration::from_secs(seconds.into()))
+                }
+            },
+            credentials_key_file: self.credentials_key_file.unwrap_or(key_file),
             webhook_secret: faults.secret(
                 "webhooks.secret",
                 self.webhooks.secret,
@@ -299,6 +335,7 @@ fn registries(inputs: Vec<RegistryInput>, faults: &mut Faults) -> Vec<Registry> 
                 host: input.host,
                 plain_http: input.plain_http,
                 credentials,
+                hand_out: input.hand_out,
                 realm_hosts: input.realm_hosts,
                 private_hosts: input.private_hosts,
                 mirrors,

@@ -17,11 +17,18 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "first tables",
-    sql: include_str!("../../migrations/0001_first_tables.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "first tables",
+        sql: include_str!("../../migrations/0001_first_tables.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "registries",
+        sql: include_str!("../../migrations/0002_registries.sql"),
+    },
+];
 
 /// Replicas that start together migrate one after the other: the lock's number is arbitrary.
 const ADVISORY_LOCK: i64 = 0x686f_6c64_6661_7374;

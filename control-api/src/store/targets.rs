@@ -40,12 +40,21 @@ pub fn find(tx: &mut Tx<'_>, device_id: i64) -> Result<Option<Target>, StoreErro
     .transpose()
 }
 
+/// A reference in a target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named {
+    /// Which image.
+    pub key: Key,
+    /// Whether the target waits for its digest.
+    pub waits: bool,
+}
+
 /// Stores a target and the references in it; a lower generation than the stored one changes nothing.
 pub fn set(
     tx: &mut Tx<'_>,
     device_id: i64,
     target: &Target,
-    references: &[Key],
+    references: &[Named],
 ) -> Result<bool, StoreError> {
     let generation = i64::try_from(target.generation).unwrap_or(i64::MAX);
     let changed = tx.execute(
@@ -71,28 +80,37 @@ pub fn set(
         "delete from target_references where device_id = $1",
         params![device_id],
     )?;
-    for key in references {
+    for Named { key, waits } in references {
         tx.execute(
-            "insert into target_references (device_id, registry, repository, selector)
-             values ($1, $2, $3, $4)",
-            params![device_id, &key.registry, &key.repository, &key.selector],
+            "insert into target_references (device_id, registry, repository, selector, waits)
+             values ($1, $2, $3, $4, $5)",
+            params![
+                device_id,
+                &key.registry,
+                &key.repository,
+                &key.selector,
+                *waits
+            ],
         )?;
     }
     Ok(true)
 }
 
-/// One page of devices whose target names this image, after row `after`.
-pub fn devices_with(
+/// One page of devices whose target waits for a digest that is known by now, after row `after`.
+pub fn devices_waiting(
     tx: &mut Tx<'_>,
-    key: &Key,
     after: i64,
     limit: i64,
 ) -> Result<Vec<(i64, DeviceId)>, StoreError> {
     tx.query(
-        "select d.id, d.uuid from target_references r join devices d on d.id = r.device_id
-         where r.registry = $1 and r.repository = $2 and r.selector = $3 and d.id > $4
-         order by d.id limit $5",
-        params![&key.registry, &key.repository, &key.selector, after, limit],
+        "select d.id, d.uuid from devices d
+         where d.id > $1 and d.id in (
+            select t.device_id from target_references t join resolutions r
+               on r.registry = t.registry and r.repository = t.repository
+               and r.selector = t.selector
+            where t.waits = 1 and r.top_digest is not null)
+         order by d.id limit $2",
+        params![after, limit],
     )?
     .iter()
     .map(|row| Ok((row.int(0)?, row.parsed(1)?)))

@@ -80,6 +80,7 @@ async fn every_route_lets_through_exactly_whom_its_permission_names() {
         }
         let path = path
             .replace("{uuid}", &cast.device.uuid)
+            .replace("{host}", "registry.example")
             .replace("{id}", "99999");
         let principals = [
             "",

@@ -9,10 +9,12 @@ use holdfast_api::store::devices::{self, Enrolment, Filter};
 use holdfast_api::store::enrolment_keys::{self as keys, NewKey};
 use holdfast_api::store::events::{self, NewEvent};
 use holdfast_api::store::reports::{self, Report};
-use holdfast_api::store::resolutions::{self, Key, Resolution};
-use holdfast_api::store::targets::{self, Target};
-use holdfast_api::store::{Change, Store, StoreError, Tx};
-use holdfast_domain::resolution::learn;
+use holdfast_api::store::resolutions::{self, Due, Key, Resolution};
+use holdfast_api::store::targets::{self, Named, Target};
+use holdfast_api::store::{Change, Store, StoreError, Tx, credentials, tag_history};
+use holdfast_api::vault::Sealed;
+use holdfast_domain::resolution::{Failure, learn};
+use holdfast_domain::scope::Scope;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::{
     ConfigDigest, Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage,
@@ -35,6 +37,9 @@ crate::on_both_databases![
     an_older_report_does_not_replace_a_newer_one,
     a_resolution_reads_back_as_it_was_stored,
     only_resolutions_that_a_target_names_fall_due,
+    a_shorter_interval_holds_at_once,
+    the_most_special_credentials_count_for_each_reference,
+    a_history_keeps_periods_and_forgets_the_oldest,
     lists_page_by_key_and_filter,
     wildcards_in_a_search_mean_themselves,
     a_removed_device_takes_everything_with_it,
@@ -96,11 +101,27 @@ fn target(generation: u64) -> Target {
 }
 
 async fn set(store: &Store, row: i64, generation: u64, images: &[&str]) -> bool {
-    let keys: Vec<Key> = images.iter().map(|image| key(image)).collect();
+    let named = |image: &&str| Named {
+        key: key(image),
+        waits: false,
+    };
+    let keys: Vec<Named> = images.iter().map(named).collect();
     store
         .transact(move |tx| targets::set(tx, row, &target(generation), &keys))
         .await
         .unwrap()
+}
+
+/// Devices whose target names this repository.
+fn naming(tx: &mut Tx<'_>, repository: &str) -> Result<Vec<(i64, DeviceId)>, StoreError> {
+    tx.query(
+        "select d.id, d.uuid from target_references r join devices d on d.id = r.device_id
+         where r.repository = $1 order by d.id",
+        params![repository],
+    )?
+    .iter()
+    .map(|row| Ok((row.int(0)?, row.parsed(1)?)))
+    .collect()
 }
 
 async fn a_failed_transaction_leaves_nothing_behind(place: Place) {
@@ -261,8 +282,8 @@ async fn a_target_never_goes_back_a_generation(place: Place) {
         .read(move |tx| {
             Ok::<_, StoreError>((
                 targets::find(tx, row)?,
-                targets::devices_with(tx, &key("redis"), 0, 10)?,
-                targets::devices_with(tx, &key("docker.io/library/nginx:latest"), 0, 10)?,
+                naming(tx, "library/redis")?,
+                naming(tx, "library/nginx")?,
             ))
         })
         .await
@@ -320,12 +341,17 @@ async fn a_resolution_reads_back_as_it_was_stored(place: Place) {
     let known = learn(None, Ok(index), at(1));
     for known in [
         known.clone(),
-        learn(Some(&known), Err("away".into()), at(2)),
-        learn(None, Err("never".into()), at(3)),
+        learn(
+            Some(&known),
+            Err(Failure::new("unreachable", "away")),
+            at(2),
+        ),
+        learn(None, Err(Failure::new("unreachable", "never")), at(3)),
         learn(None, Ok(single), at(4)),
     ] {
         let stored = Resolution {
             key: key("redis"),
+            scope: Scope::Registry,
             known,
             attempts: 3,
             next_attempt_at: Some(at(9)),
@@ -334,7 +360,7 @@ async fn a_resolution_reads_back_as_it_was_stored(place: Place) {
         let found = store
             .transact(move |tx| {
                 resolutions::put(tx, &put)?;
-                resolutions::find(tx, &put.key)
+                resolutions::find(tx, &put.key, &put.scope)
             })
             .await
             .unwrap();
@@ -353,7 +379,8 @@ async fn only_resolutions_that_a_target_names_fall_due(place: Place) {
                     tx,
                     &Resolution {
                         key: key(name),
-                        known: learn(None, Err("away".into()), at(1)),
+                        scope: Scope::Registry,
+                        known: learn(None, Err(Failure::new("unreachable", "away")), at(1)),
                         attempts: 1,
                         next_attempt_at: Some(at(next)),
                     },
@@ -363,24 +390,175 @@ async fn only_resolutions_that_a_target_names_fall_due(place: Place) {
         })
         .await
         .unwrap();
-    let due = |now| {
+    let take = |now| {
         let store = store.clone();
         async move {
-            let due = store
-                .read(move |tx| resolutions::due(tx, at(now), 10))
+            let due = Due {
+                now: at(now),
+                refresh_before: None,
+                limit: 10,
+            };
+            let taken = store
+                .transact(move |tx| resolutions::take_due(tx, due, at(now + 100)))
                 .await
                 .unwrap();
-            due.into_iter()
+            taken
+                .into_iter()
                 .map(|it| it.key.repository)
                 .collect::<Vec<_>>()
         }
     };
-    assert_eq!(due(9).await, Vec::<String>::new());
-    assert_eq!(due(20).await, ["library/nginx", "library/redis"]);
-    assert_eq!(
-        store.read(resolutions::next_due).await.unwrap(),
-        Some(at(10))
-    );
+    let next = || store.read(resolutions::next_due);
+    assert_eq!(take(9).await, Vec::<String>::new());
+    assert_eq!(next().await.unwrap(), Some(at(10)));
+    assert_eq!(take(20).await, ["library/nginx", "library/redis"]);
+    // Whoever takes it puts it off for the others, but not for ever.
+    assert_eq!(take(20).await, Vec::<String>::new());
+    assert_eq!(next().await.unwrap(), Some(at(120)));
+    assert_eq!(take(120).await.len(), 2);
+}
+
+async fn a_shorter_interval_holds_at_once(place: Place) {
+    let store = open(&place).await;
+    let row = enrol(&store, 1).await;
+    set(&store, row, 1, &["redis"]).await;
+    store
+        .transact(|tx| {
+            let single = image(TopDigest::Manifest(ManifestDigest(Digest::of(b"m"))));
+            resolutions::put(
+                tx,
+                &Resolution {
+                    key: key("redis"),
+                    scope: Scope::Registry,
+                    known: learn(None, Ok(single), at(1_000)),
+                    attempts: 0,
+                    next_attempt_at: Some(at(9_000)),
+                },
+            )
+        })
+        .await
+        .unwrap();
+    let take = |now, refresh_before: Option<i64>| {
+        let store = store.clone();
+        async move {
+            let due = Due {
+                now: at(now),
+                refresh_before: refresh_before.map(at),
+                limit: 10,
+            };
+            let taken = store.transact(move |tx| resolutions::take_due(tx, due, at(now + 1)));
+            taken.await.unwrap().len()
+        }
+    };
+    assert_eq!(take(8_999, None).await, 0);
+    assert_eq!(take(8_999, Some(900)).await, 0);
+    // Asked so long ago that the interval must have become shorter.
+    assert_eq!(take(8_000, Some(1_001)).await, 1);
+    assert_eq!(take(9_000, Some(900)).await, 1);
+    let next = store.read(resolutions::next_due).await.unwrap();
+    assert_eq!(next, Some(at(9_001)));
+}
+
+async fn the_most_special_credentials_count_for_each_reference(place: Place) {
+    let store = open(&place).await;
+    for n in 1..=3 {
+        let row = enrol(&store, n).await;
+        set(&store, row, 1, &["reg.example/a:1"]).await;
+    }
+    let put = |scope: Scope, row: Option<i64>| {
+        let store = store.clone();
+        async move {
+            let new = credentials::New {
+                registry: "reg.example".into(),
+                scope,
+                kind: "password",
+                username: Some("u".into()),
+                sealed: Sealed {
+                    text: "00".into(),
+                    key_id: "k".into(),
+                },
+                hand_out: false,
+            };
+            store
+                .transact(move |tx| credentials::put(tx, &new, row, at(5)))
+                .await
+                .unwrap();
+        }
+    };
+    let in_fleet = store
+        .transact(|tx| {
+            let mut device = devices::find(tx, uuid(1))?.unwrap();
+            device.labels.insert("fleet".into(), "north".into());
+            devices::update(tx, &device)?;
+            let mut other = devices::find(tx, uuid(2))?.unwrap();
+            other.labels.insert("fleet".into(), "north".into());
+            devices::update(tx, &other)?;
+            Ok::<_, StoreError>(device.id)
+        })
+        .await
+        .unwrap();
+    put(Scope::Fleet("north".into()), None).await;
+    put(Scope::Device(uuid(1)), Some(in_fleet)).await;
+    let adopted = || {
+        let store = store.clone();
+        async move {
+            store
+                .transact(|tx| resolutions::adopt(tx, None, at(7)))
+                .await
+                .unwrap()
+        }
+    };
+    // The device's own, its fleet's, and those of the rest.
+    assert_eq!(adopted().await, 3);
+    assert_eq!(adopted().await, 0);
+    for (n, scope) in [
+        (1, Scope::Device(uuid(1))),
+        (2, Scope::Fleet("north".into())),
+    ] {
+        let found = store
+            .read(move |tx| credentials::of_device(tx, "reg.example", uuid(n), Some("north")))
+            .await
+            .unwrap();
+        assert_eq!(found.unwrap().scope, scope);
+    }
+    // A device that is gone takes its own along.
+    store
+        .transact(|tx| devices::remove(tx, uuid(1)))
+        .await
+        .unwrap();
+    let left = store
+        .read(|tx| credentials::list(tx, None, 0, 10))
+        .await
+        .unwrap();
+    assert_eq!(left.len(), 1);
+}
+
+async fn a_history_keeps_periods_and_forgets_the_oldest(place: Place) {
+    let store = open(&place).await;
+    store
+        .transact(|tx| {
+            for n in 0..tag_history::KEPT + 20 {
+                // Two digests in turn: each time the tag moved back.
+                let digest = Digest::of(&[u8::try_from(n % 2).unwrap()]);
+                tag_history::see(tx, &key("redis"), &digest, at(10 * n))?;
+                tag_history::see(tx, &key("redis"), &digest, at(10 * n + 5))?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await
+        .unwrap();
+    let periods = store
+        .read(|tx| tag_history::of(tx, &key("redis")))
+        .await
+        .unwrap();
+    assert_eq!(i64::try_from(periods.len()).unwrap(), tag_history::KEPT);
+    let newest = periods[0];
+    assert_eq!(newest.last_seen.since_ms(newest.first_seen), 5);
+    let rows = store
+        .read(|tx| tx.query("select count(*) from tag_history", params![])?[0].int(0))
+        .await
+        .unwrap();
+    assert_eq!(rows, tag_history::KEPT);
 }
 
 async fn lists_page_by_key_and_filter(place: Place) {
@@ -510,7 +688,7 @@ async fn a_removed_device_takes_everything_with_it(place: Place) {
             Ok::<_, StoreError>((
                 targets::find(tx, row)?.is_some(),
                 devices::by_token_hash(tx, "hash 1")?.is_some(),
-                targets::devices_with(tx, &key("redis"), 0, 9)?.len(),
+                naming(tx, "library/redis")?.len(),
             ))
         })
         .await

@@ -1,7 +1,7 @@
 //! Facts about setting targets.
 
 use holdfast_api::clock;
-use holdfast_api::tasks::resolve_pending;
+use holdfast_api::tasks::refresh_tags;
 use holdfast_proto::target::TargetState;
 use serde_json::json;
 
@@ -136,13 +136,13 @@ async fn a_reference_never_resolved_is_kept_as_written_and_resolved_later(place:
     assert!(service["pin"]["resolution"]["error"].is_string());
 
     let now = clock::now();
-    let next = resolve_pending::run_once(&api.app, now)
+    let next = refresh_tags::run_once(&api.app, now)
         .await
         .unwrap()
         .unwrap();
     assert!(next > now, "not asked again at once");
     assert_eq!(api.registry.asked().len(), 1);
-    let after = resolve_pending::run_once(&api.app, next)
+    let after = refresh_tags::run_once(&api.app, next)
         .await
         .unwrap()
         .unwrap();
@@ -151,7 +151,7 @@ async fn a_reference_never_resolved_is_kept_as_written_and_resolved_later(place:
 
     api.registry
         .push("reg.local:5000/web:1", "v1", &["linux/amd64"]);
-    let rest = resolve_pending::run_once(&api.app, after).await.unwrap();
+    let rest = refresh_tags::run_once(&api.app, after).await.unwrap();
     assert_eq!(rest, None);
     // What the feed would do:
     api.app

@@ -8,6 +8,7 @@ mod addresses;
 mod answer;
 mod auth;
 mod cache;
+mod candidates;
 mod client;
 mod documents;
 mod error;
@@ -21,12 +22,14 @@ mod manifest;
 mod place;
 mod proxies;
 mod pull_token;
+mod release_link;
 mod resolve;
 mod settings;
 mod tags;
 mod ways;
 
 pub use about::About;
+pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
@@ -35,6 +38,7 @@ pub use keychain::{
 };
 pub use proxies::Proxies;
 pub use pull_token::{PullAccess, PullToken};
+pub use release_link::release_link;
 pub use resolve::Resolved;
 pub use settings::{
     Credentials, Exchange, Identity, Lookup, Mirror, MirrorError, Observer, RateLimit, Reach,

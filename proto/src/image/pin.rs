@@ -113,6 +113,9 @@ pub struct Pin {
     pub resolved_at: Option<Timestamp>,
     /// How the resolution stands now.
     pub resolution: Resolution,
+    /// Whether the device should ask for a login before it pulls: somebody has one for this registry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pull_login: bool,
 }
 
 impl Pin {
@@ -131,6 +134,7 @@ impl Pin {
             && self.index_digest == other.index_digest
             && self.expected == other.expected
             && self.platform == other.platform
+            && self.pull_login == other.pull_login
             && (self.resolution.status == ResolutionStatus::Failed)
                 == (other.resolution.status == ResolutionStatus::Failed)
     }

@@ -46,8 +46,10 @@ impl Platform {
             ("aarch64", Some(other)) => ("arm64", Some(other)),
             ("armhf" | "armv7" | "armv7l", _) | ("arm", None | Some("7")) => ("arm", Some("v7")),
             ("armel" | "armv6" | "armv6l", _) | ("arm", Some("6")) => ("arm", Some("v6")),
-            ("arm", Some("5")) => ("arm", Some("v5")),
-            ("arm", Some("8")) => ("arm", Some("v8")),
+            ("armv5" | "armv5l" | "armv5tel" | "armv5tejl", _) | ("arm", Some("5")) => {
+                ("arm", Some("v5"))
+            }
+            ("armv8l", _) | ("arm", Some("8")) => ("arm", Some("v8")),
             (architecture, variant) => (architecture, variant),
         };
         Self {
@@ -161,6 +163,8 @@ mod tests {
             ("linux/armv6l", "linux/arm/v6"),
             ("linux/arm", "linux/arm/v7"),
             ("linux/arm/6", "linux/arm/v6"),
+            ("linux/armv5tejl", "linux/arm/v5"),
+            ("linux/armv8l", "linux/arm/v8"),
             ("linux/x86_64", "linux/amd64"),
             ("Linux/AMD64", "linux/amd64"),
             ("linux/amd64/v3", "linux/amd64/v3"),

@@ -236,6 +236,7 @@ fn resolved() -> TargetState {
                 error: None,
                 stale_since: None,
             },
+            pull_login: false,
         }),
     };
     let app_id: AppId = "1".parse().unwrap();

@@ -21,7 +21,6 @@ use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::place::Port;
 use holdfast_tests::registry::Registry;
 use http::Method;
-use rustix::process::Signal;
 use serde_json::json;
 
 use crate::script::{Cast, Outside, Play, Row, named};
@@ -100,6 +99,7 @@ fn service(pushed: &Pushed, name: &str) -> anyhow::Result<ServiceTarget> {
                 error: None,
                 stale_since: None,
             },
+            pull_login: false,
         }),
     })
 }
@@ -237,8 +237,8 @@ impl Outside for RealSide<'_> {
             ["kill-engine"] => self.engine.kill9().await,
             ["power-cut"] => self.engine.power_cut().await,
             ["start-engine"] => self.engine.start().await,
-            ["hang"] => self.engine.signal(Signal::STOP),
-            ["go-on"] => self.engine.signal(Signal::CONT),
+            ["hang"] => self.engine.hang().await,
+            ["go-on"] => self.engine.go_on(),
             ["fill-disk"] => fill(&self.engine.data()?.join(FILLER)),
             ["free-disk"] => Ok(std::fs::remove_file(self.engine.data()?.join(FILLER))?),
             other => anyhow::bail!("the real side cannot {other:?}"),

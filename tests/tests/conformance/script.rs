@@ -162,7 +162,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             ["pull", image] => {
                 let pinned = self.cast.image(image);
                 let platform = holdfast_proto::image::Platform::new("linux", "amd64", None);
-                done(engine.pull(&pinned, &platform, NO_PROGRESS_MS).await)
+                done(engine.pull(&pinned, &platform, None, NO_PROGRESS_MS).await)
             }
             ["image", image] => {
                 let found = engine.image(&self.cast.image(image)).await;

@@ -8,6 +8,7 @@ use holdfast_agent::clock::{Clock as _, Randomness};
 use holdfast_agent::config::UpdateSettings;
 use holdfast_agent::engine::fake::{Behaviour, Check, FakeEngine, PullFault, Remote, changes};
 use holdfast_agent::engine::{Engine as _, EngineContainer, labels};
+use holdfast_agent::execute::pull::NoLogins;
 use holdfast_agent::journal::Journal;
 use holdfast_agent::notify::Notifier;
 use holdfast_agent::orders::Orders;
@@ -190,6 +191,7 @@ impl Release {
                     error: None,
                     stale_since: None,
                 },
+                pull_login: false,
             }),
         }
     }
@@ -335,6 +337,7 @@ impl Device {
             policy: &policy,
             files: &files,
             reserve: &reserve,
+            logins: &NoLogins,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,

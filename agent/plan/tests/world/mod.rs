@@ -77,6 +77,7 @@ pub(crate) fn service(name: &str, spec: &str) -> ServiceTarget {
             error: (!resolved).then(|| "registry away".to_owned()),
             stale_since: None,
         },
+        pull_login: false,
         reference,
     };
     let image_name = match pin.pull_digest() {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bollard::auth::DockerCredentials;
 use bollard::models::{BuildInfo, CreateImageInfo};
 use bollard::query_parameters::{
     CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions,
@@ -16,7 +17,7 @@ use super::{
     CHANGE_TIMEOUT, DockerEngine, DockerError, READ_TIMEOUT, absent_is_none, bounded, fault,
 };
 use crate::engine::convert::Unsupported;
-use crate::engine::{EngineError, EngineImage, Operation, StoredImage, sandbox};
+use crate::engine::{EngineError, EngineImage, Operation, PullAuth, StoredImage, sandbox};
 use crate::fault::foreign;
 
 impl DockerEngine {
@@ -46,6 +47,7 @@ impl DockerEngine {
         &self,
         pinned: &str,
         platform: &Platform,
+        auth: Option<&PullAuth>,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
         let docker = self.docker(Operation::Pull).await?;
@@ -54,7 +56,7 @@ impl DockerEngine {
             platform: platform.to_string(),
             ..CreateImageOptions::default()
         };
-        let stream = docker.create_image(Some(options), None, None);
+        let stream = docker.create_image(Some(options), None, auth.map(credentials));
         let mut stream = std::pin::pin!(stream);
         let mut layers = HashMap::new();
         let patience = Duration::from_millis(no_progress_ms);
@@ -150,6 +152,21 @@ impl DockerEngine {
             )
             .await;
         absent_is_none(outcome).map(drop)
+    }
+}
+
+/// A login as the engine's API takes it (`X-Registry-Auth`).
+fn credentials(auth: &PullAuth) -> DockerCredentials {
+    match auth {
+        PullAuth::Token(token) => DockerCredentials {
+            registrytoken: Some(token.clone()),
+            ..DockerCredentials::default()
+        },
+        PullAuth::Password { username, password } => DockerCredentials {
+            username: Some(username.clone()),
+            password: Some(password.clone()),
+            ..DockerCredentials::default()
+        },
     }
 }
 

@@ -12,6 +12,9 @@ use holdfast_proto::image::{Digest, Platform};
 use super::{DockerEngine, READ_TIMEOUT, absent_is_none, fault};
 use crate::engine::{EngineError, Operation, labels};
 
+/// Where images say which version they are (OCI image specification, annotations).
+const VERSION_LABEL: &str = "org.opencontainers.image.version";
+
 /// A running container, whoever made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunningContainer {
@@ -36,6 +39,8 @@ pub struct LocalImage {
     pub ids: Vec<Digest>,
     /// What it was pulled from: `name@sha256:…`.
     pub repo_digests: Vec<String>,
+    /// The version that it says it is (`org.opencontainers.image.version`).
+    pub version: Option<String>,
     /// The platform it was made for.
     pub platform: Platform,
 }
@@ -62,6 +67,13 @@ impl DockerEngine {
                 Some(image) => self.local_image(image).await?,
                 None => None,
             };
+            // A containerd store of Docker 28 and later says which of an index's children it runs.
+            let child = found.image_manifest_descriptor;
+            let child: Option<Digest> = child.and_then(|child| child.digest?.parse().ok());
+            let image = image.map(|mut image| {
+                image.ids.extend(child);
+                image
+            });
             running.push(RunningContainer {
                 name: found
                     .name
@@ -92,7 +104,12 @@ impl DockerEngine {
         };
         let descriptor = image.descriptor.and_then(|descriptor| descriptor.digest);
         let os = image.os.unwrap_or_else(|| "linux".to_owned());
+        let mut labels = image
+            .config
+            .and_then(|config| config.labels)
+            .unwrap_or_default();
         Ok(Some(LocalImage {
+            version: labels.remove(VERSION_LABEL),
             ids: [image.id, descriptor]
                 .into_iter()
                 .flatten()

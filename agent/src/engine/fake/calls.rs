@@ -13,7 +13,8 @@ use super::{FakeEngine, make};
 use crate::clock::Clock;
 use crate::engine::{
     Engine, EngineAttachment, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork,
-    Executed, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, labels, sandbox,
+    Executed, ImageStore, NewContainer, NewSandbox, Operation, PullAuth, StoredImage, labels,
+    sandbox,
 };
 
 /// As `docker.rs` waits: reading is quick, changing may take a minute.
@@ -271,6 +272,7 @@ impl<C: Clock> Engine for FakeEngine<C> {
         &self,
         pinned: &str,
         _platform: &Platform,
+        _auth: Option<&PullAuth>,
         no_progress_ms: u64,
     ) -> Result<(), EngineError> {
         let begun = self.call(Operation::Pull, pinned, |world, _| world.begin_pull(pinned));

@@ -5,7 +5,7 @@ use holdfast_proto::image::{
 };
 
 use super::*;
-use crate::resolution::learn;
+use crate::resolution::{Failure, learn};
 
 fn at(ms: i64) -> Timestamp {
     Timestamp::from_millis(ms)
@@ -118,7 +118,11 @@ fn an_image_without_the_platform_is_unsupported_and_names_the_field() {
 #[test]
 fn an_outage_keeps_the_pin_and_marks_it_stale() {
     let fresh = learn(None, Ok(index("a", &["linux/amd64"])), at(1));
-    let stale = learn(Some(&fresh), Err("away".into()), at(2));
+    let stale = learn(
+        Some(&fresh),
+        Err(Failure::new("unreachable", "away")),
+        at(2),
+    );
     let before = render(&input("nginx:1"), &amd64(), &known("nginx:1", fresh), at(1));
     let after = render(&input("nginx:1"), &amd64(), &known("nginx:1", stale), at(2));
     let pin = only(&after).pin.as_ref().unwrap();
@@ -129,7 +133,7 @@ fn an_outage_keeps_the_pin_and_marks_it_stale() {
 
 #[test]
 fn only_what_was_never_resolved_stays_as_written() {
-    let failed = learn(None, Err("not found".into()), at(1));
+    let failed = learn(None, Err(Failure::new("not_found", "not found")), at(1));
     let rendered = render(
         &input("nginx:1"),
         &amd64(),

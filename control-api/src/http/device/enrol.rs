@@ -75,6 +75,7 @@ pub async fn enrol(
     };
     let token = secret::token(Kind::Device)?;
     let token_hash = token.hash();
+    let logins = app.logins.clone();
     app.store
         .transact(move |tx| -> Result<(), Refusal> {
             let existing = devices::find(tx, uuid)?;
@@ -128,7 +129,7 @@ pub async fn enrol(
             };
             if again {
                 // It may have come back on other hardware.
-                targeting::render_again(tx, uuid, &actor, now)?;
+                targeting::render_again(tx, &logins, uuid, &actor, now)?;
             }
             let about = json!({
                 "name": enrolment.name,

@@ -154,9 +154,10 @@ pub async fn show(
     State(app): State<Shared>,
     DevicePath(uuid): DevicePath,
 ) -> Result<Response, Refusal> {
+    let logins = app.logins.clone();
     let outcome = app
         .store
-        .read(move |tx| targeting::show(tx, uuid)?.ok_or_else(Refusal::not_found))
+        .read(move |tx| targeting::show(tx, &logins, uuid)?.ok_or_else(Refusal::not_found))
         .await?;
     answer(outcome)
 }

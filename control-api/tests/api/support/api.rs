@@ -97,16 +97,23 @@ pub fn settings(place: &Place) -> Settings {
         registries: Vec::new(),
         poll_interval_s: POLL_INTERVAL_S,
         digest_cache_s: 0,
+        refresh_interval: None,
+        credentials_key_file: place.dir.path().join("credentials-key"),
         webhook_secret: Some(Secret::new(WEBHOOK_SECRET.into())),
     }
 }
 
 impl Api {
     pub async fn start(place: Place) -> Self {
+        Self::start_with(place, |settings| settings).await
+    }
+
+    /// As [`Api::start`], with other settings.
+    pub async fn start_with(place: Place, adjust: impl FnOnce(Settings) -> Settings) -> Self {
         let registry = Arc::new(Registry::default());
         let (stop, stopping) = watch::channel(false);
         let app = program::assemble(
-            &settings(&place),
+            &adjust(settings(&place)),
             registry.clone(),
             Arc::default(),
             stopping,

@@ -1,20 +1,24 @@
 //! Owns a registry that answers what a test told it to, at the seam of the resolver.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Mutex;
 
-use holdfast_api::resolver::{Answer, Ask};
+use futures_util::future::BoxFuture;
+use holdfast_api::resolver::{Answer, Ask, Inquiry};
+use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::{
-    ConfigDigest, Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage,
-    TopDigest,
+    ConfigDigest, Digest, IndexDigest, ManifestDigest, Platform, PlatformImage, Reference,
+    ResolvedImage, TopDigest,
 };
+use holdfast_proto::updates::{Availability, TagCandidate};
+use holdfast_registry::{Identity, PullAccess, PullToken, Secret};
 
 #[derive(Debug, Default)]
 pub struct Registry {
     answers: Mutex<BTreeMap<String, Answer>>,
     asked: Mutex<Vec<String>>,
+    /// With whose credentials, by their id; empty for the configured ones.
+    logins: Mutex<Vec<String>>,
 }
 
 pub fn digest(text: &str) -> Digest {
@@ -47,10 +51,32 @@ impl Registry {
 
     /// From now on the registry of `reference` does not answer.
     pub fn lose(&self, reference: &str) {
-        self.answers
-            .lock()
-            .unwrap()
-            .insert(reference.to_owned(), Err("connection refused".to_owned()));
+        self.answers.lock().unwrap().insert(
+            reference.to_owned(),
+            Err(Failure::new("unreachable", "connection refused")),
+        );
+    }
+
+    /// From now on the registry has no such tag.
+    pub fn remove(&self, reference: &str) {
+        let gone = Failure::new("not_found", "not in the registry (404)");
+        let mut answers = self.answers.lock().unwrap();
+        answers.insert(reference.to_owned(), Err(gone));
+    }
+
+    /// From now on the registry wants peace for so long.
+    pub fn limit(&self, reference: &str, retry_after: std::time::Duration) {
+        let limited = Failure {
+            retry_after: Some(retry_after),
+            ..Failure::new("rate_limited", "limits our rate (429)")
+        };
+        let mut answers = self.answers.lock().unwrap();
+        answers.insert(reference.to_owned(), Err(limited));
+    }
+
+    /// The logins of the questions so far.
+    pub fn logins(&self) -> Vec<String> {
+        self.logins.lock().unwrap().clone()
     }
 
     /// References asked for so far.
@@ -60,11 +86,14 @@ impl Registry {
 }
 
 impl Ask for Registry {
-    fn ask<'a>(
-        &'a self,
-        reference: &'a Reference,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
+    fn ask<'a>(&'a self, inquiry: Inquiry<'a>) -> BoxFuture<'a, Answer> {
+        let reference = inquiry.reference;
         Box::pin(async move {
+            self.logins.lock().unwrap().push(
+                inquiry
+                    .who
+                    .map_or_else(String::new, |who| format!("{:?}", who.credentials)),
+            );
             let text = reference.to_string();
             self.asked.lock().unwrap().push(text.clone());
             assert!(!text.contains("panic"), "this registry was told to panic");
@@ -80,9 +109,60 @@ impl Ask for Registry {
                     })
                     .map(|(_, answer)| answer)
             });
-            found
-                .cloned()
-                .unwrap_or_else(|| Err(format!("{text} is not known to this registry")))
+            found.cloned().unwrap_or_else(|| {
+                Err(Failure::new(
+                    "unreachable",
+                    format!("{text} is not known to this registry"),
+                ))
+            })
         })
+    }
+
+    fn pull_access<'a>(
+        &'a self,
+        reference: &'a Reference,
+        who: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<PullAccess, Failure>> {
+        let path = reference.repository().path();
+        let access = match path {
+            _ if path.starts_with("mints/") => Ok(PullAccess::Token(PullToken {
+                token: Secret::new(format!("minted for {path}")),
+                expires_in: std::time::Duration::from_mins(4),
+                registry: reference.repository().registry().to_owned(),
+                repository: path.to_owned(),
+            })),
+            _ if path.starts_with("open/") => Ok(PullAccess::Open),
+            _ if who.is_none() => Ok(PullAccess::Open),
+            _ if path.starts_with("away/") => Err(Failure::new("unreachable", "no route")),
+            _ => Ok(PullAccess::LoginOnly),
+        };
+        Box::pin(std::future::ready(access))
+    }
+
+    fn newer_tags<'a>(
+        &'a self,
+        reference: &'a Reference,
+        platform: &'a Platform,
+        _: Option<&'a Identity>,
+    ) -> BoxFuture<'a, Result<Vec<TagCandidate>, Failure>> {
+        let found = if reference.repository().path().starts_with("away/") {
+            Err(Failure::new("unreachable", "no route"))
+        } else {
+            Ok(vec![TagCandidate {
+                tag: format!("{}.1", reference.tag_or_latest()),
+                is_latest: true,
+                release_url: Some(format!("https://releases.example/{platform}")),
+                platform_available: Availability::Yes,
+            }])
+        };
+        Box::pin(std::future::ready(found))
+    }
+
+    fn has_login(&self, registry: &str) -> bool {
+        registry == "configured.example"
+    }
+
+    fn hand_out(&self, _: &str) -> Option<(String, holdfast_api::secret::Secret)> {
+        None
     }
 }
