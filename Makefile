@@ -12,7 +12,7 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test properties lint fmt bench crash-matrix release man openapi setup
+.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,3 +63,7 @@ bench: setup release ## Measure what docs/figures.md says; PARTS=… measures so
 
 crash-matrix: setup release ## Let agent, engine or all die at every point (CRASH_MATRIX="--sample 100"); writes docs/crash-matrix.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin crash-matrix -- $(CRASH_MATRIX)
+
+digest-matrix: setup ## Ask the agent about every shape of image (DIGEST_MATRIX="--every 10"); writes docs/digest-matrix.md
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-tests
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/digest-matrix" $(DIGEST_MATRIX)

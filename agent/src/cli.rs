@@ -210,7 +210,7 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         }
         Command::Status => show::status(&settings, cli.output, out).await?,
         Command::Plan => show::plan(&settings, cli.output, out).await?,
-        Command::Scan => return scan::scan(&settings, cli.output, out).await,
+        Command::Scan => return scan::scan(&settings, cli.output, out, talk).await,
         Command::Logs(arguments) => logs::logs(&settings, &arguments, out, talk).await?,
         Command::UpdateNow(arguments) => {
             let order = Order::update_now(arguments.force);

@@ -66,8 +66,8 @@ async fn one(container: RunningContainer, here: &Here, registries: &Client) -> U
         state: container.state,
     };
     let mut report = UpdateReport::new(subject, finding);
-    if let (Ok(reference), Some(offered), Some(image)) = (&reference, &offered, &container.image) {
-        newer::add(&mut report, reference, offered, image, here, registries).await;
+    if let (Ok(reference), Some(_), Some(image)) = (&reference, &offered, &container.image) {
+        newer::add(&mut report, reference, image, here, registries).await;
     }
     report
 }

@@ -19,6 +19,7 @@ pub mod fault_registry;
 pub mod http_tap;
 pub mod images;
 pub mod layers;
+pub mod matrix;
 pub mod place;
 pub mod podman;
 pub mod postgres;

@@ -4,7 +4,6 @@ use std::fs;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::site::{CONVERGES_WITHIN, Device, Site, page, service, target, wait_for_page};
 use holdfast_tests::wait::wait_for;
@@ -292,80 +291,6 @@ async fn logs_are_those_of_the_services_container() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&missing.stderr).into_owned();
     assert!(said.contains("1001/talker"), "{said}");
     Ok(())
-}
-
-/// A container that Holdfast did not make; removed at the end, whatever the test says.
-struct Stranger(String, holdfast_tests::docker::Docker);
-
-impl Stranger {
-    async fn run(site: &Site, image: &str) -> anyhow::Result<Self> {
-        let docker = site.engine.docker().clone();
-        docker.pull(image, None).await?;
-        let name = format!("stranger-{}", place::unique());
-        docker.run(&name, &json!({ "Image": image })).await?;
-        Ok(Self(name, docker))
-    }
-
-    /// What a scan says of it, and the scan's exit code.
-    async fn scanned(&self, device: &Device) -> anyhow::Result<(Value, Option<i32>)> {
-        let scan = output(device, &["scan", "--output", "json"]).await?;
-        let reports: Vec<Value> = serde_json::from_slice(&scan.stdout)
-            .with_context(|| String::from_utf8_lossy(&scan.stderr).into_owned())?;
-        let mut own = reports
-            .into_iter()
-            .filter(|report| report["containerName"] == *self.0);
-        let report = own.next().context("the scan has it")?;
-        Ok((report, scan.status.code()))
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_scan_finds_updates_and_never_a_false_one() -> anyhow::Result<()> {
-    let site = Site::start().await?;
-    let device = site.device().await?;
-    let repository = format!("app-{}", place::unique());
-    let image =
-        |version| Image::idle(&repository, version).platforms(&["linux/amd64", "linux/arm64"]);
-    let first = image("1").push(&site.registry, "stable").await?;
-    let stranger = Stranger::run(&site, &first.reference()).await?;
-    let pinned = Stranger::run(&site, &first.pinned()).await?;
-    let outcome = async {
-        let (report, _) = stranger.scanned(&device).await?;
-        assert_eq!(report["hasUpdate"], false, "{report}");
-        assert_eq!(report["status"], "up_to_date");
-        assert_eq!(report["tag"], "stable");
-        assert_eq!(report["isManifestList"], true);
-        assert_eq!(report["platform"]["architecture"], "amd64");
-        assert_eq!(report["runningDigest"], report["registryDigest"]);
-        let (report, _) = pinned.scanned(&device).await?;
-        assert_eq!(
-            (&report["hasUpdate"], &report["status"]),
-            (&json!(false), &json!("pinned"))
-        );
-
-        // The index changes for another platform only: nothing to update here.
-        let other = image("1").file_only("linux/arm64", "/other", "x");
-        other.push(&site.registry, "stable").await?;
-        let (report, _) = stranger.scanned(&device).await?;
-        assert_ne!(
-            report["runningDigest"], report["registryDigest"],
-            "{report}"
-        );
-        assert_eq!(report["hasUpdate"], false, "{report}");
-
-        image("2").push(&site.registry, "stable").await?;
-        let (report, code) = stranger.scanned(&device).await?;
-        assert_eq!(report["hasUpdate"], true, "{report}");
-        assert_eq!(code, Some(2));
-        let (report, _) = pinned.scanned(&device).await?;
-        assert_eq!(report["hasUpdate"], false, "{report}");
-        anyhow::Ok(())
-    };
-    let outcome = outcome.await;
-    for Stranger(name, docker) in [&stranger, &pinned] {
-        docker.remove(name).await?;
-    }
-    outcome
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,38 +1,99 @@
-//! Owns `holdfast-agent scan`: the update report as a table or JSON, and its exit code.
+//! Owns `holdfast-agent scan`: whose logins count, the update report as a table or JSON, its exit code.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use holdfast_proto::image::Reference;
 use holdfast_proto::updates::{UpdateFinding, UpdateReport};
+use holdfast_registry::{DockerConfig, Environment, Keychain, Keychains, RegistrySettings};
 
 use super::{EXIT_FAILED, EXIT_OK, EXIT_UPDATES, Output, json, table};
 use crate::config::Settings;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
+use crate::engine::docker::survey::RunningContainer;
 use crate::scan as report;
+
+/// Where engines look for the certificates of private registries, a folder for each.
+const CERTIFICATES: &str = "/etc/docker/certs.d";
 
 pub(super) async fn scan(
     settings: &Settings,
     output: Output,
     out: &mut dyn Write,
+    talk: &mut dyn Write,
 ) -> anyhow::Result<u8> {
     let engine = DockerEngine::looking(&settings.docker.socket);
     let info = engine.describe().await?;
+    let running = engine.running().await?;
     let registries = holdfast_registry::Client::new(holdfast_registry::Settings {
+        registries: certificates(&running, Path::new(CERTIFICATES)),
         user_agent: concat!("holdfast-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
         // The engine here pulls from these very places; whoever asks may open its socket.
         reach: holdfast_registry::Reach::Anywhere,
+        keychain: Some(Arc::new(keychains(talk)?)),
         ..holdfast_registry::Settings::default()
     })?;
     let here = report::Here {
         store: info.store,
         platform: info.platform,
     };
-    let reports = report::scan(engine.running().await?, &here, &registries).await;
+    let reports = report::scan(running, &here, &registries).await;
     match output {
         Output::Table => show(&reports, out)?,
         Output::Json => json(out, &reports)?,
     }
     Ok(exit_code(&reports))
+}
+
+/// The logins of whoever asks: the environment's, then those that `docker login` left.
+fn keychains(talk: &mut dyn Write) -> std::io::Result<Keychains> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut all: Vec<Arc<dyn Keychain>> = Vec::new();
+    if let Some(login) = Environment::read(variable) {
+        all.push(Arc::new(login));
+    }
+    let folder = variable("DOCKER_CONFIG").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")));
+    let file = folder.map(|folder| folder.join("config.json"));
+    if let Some(file) = file.filter(|file| file.exists()) {
+        match DockerConfig::load(&file) {
+            Ok(config) => all.push(Arc::new(config)),
+            // What needs no login can be asked without one.
+            Err(error) => writeln!(talk, "no logins: {}", crate::fault::chain(&error))?,
+        }
+    }
+    Ok(Keychains(all))
+}
+
+/// What the engine was given for the registries of these containers: `HOST[:PORT]/NAME.crt`.
+fn certificates(running: &[RunningContainer], folder: &Path) -> BTreeMap<String, RegistrySettings> {
+    let references = running.iter();
+    let references = references.filter_map(|container| container.reference.parse().ok());
+    let mut found = BTreeMap::new();
+    for reference in references {
+        let reference: Reference = reference;
+        let registry = reference.repository().registry();
+        if found.contains_key(registry) {
+            continue;
+        }
+        let files = std::fs::read_dir(folder.join(registry))
+            .into_iter()
+            .flatten();
+        let files = files.flatten().map(|entry| entry.path());
+        let files = files.filter(|path| path.extension().is_some_and(|end| end == "crt"));
+        let texts: Vec<Vec<u8>> = files.filter_map(|path| std::fs::read(path).ok()).collect();
+        if !texts.is_empty() {
+            let special = RegistrySettings {
+                ca_pem: Some(texts.join(&b'\n')),
+                ..RegistrySettings::default()
+            };
+            found.insert(registry.to_owned(), special);
+        }
+    }
+    found
 }
 
 fn exit_code(reports: &[UpdateReport]) -> u8 {
@@ -51,27 +112,57 @@ fn show(reports: &[UpdateReport], out: &mut dyn Write) -> std::io::Result<()> {
         return writeln!(out, "no container runs");
     }
     let mut rows = vec![
-        ["CONTAINER", "IMAGE", "RUNS", "REGISTRY", "UPDATE"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            "CONTAINER",
+            "IMAGE",
+            "PLATFORM",
+            "RUNS",
+            "REGISTRY",
+            "UPDATE",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     for report in reports {
-        let update = match (report.status, &report.error) {
-            (UpdateFinding::UpToDate, _) => "no".to_owned(),
-            (UpdateFinding::UpdateAvailable, _) => "yes".to_owned(),
-            (UpdateFinding::Pinned, _) => "no: pinned by digest".to_owned(),
-            (UpdateFinding::Unknown, Some(error)) => format!("not known: {error}"),
-            (UpdateFinding::Unknown, None) => "not known".to_owned(),
-        };
+        let platform = report.platform.as_ref();
         rows.push(vec![
             report.container_name.clone(),
             super::short_image(&report.image_reference),
+            platform.map_or_else(|| "-".to_owned(), ToString::to_string),
             short(report.running_digest.as_deref()),
             short(report.registry_digest.as_deref()),
-            update,
+            update(report),
         ]);
     }
     table(out, &rows)
+}
+
+/// What would change, in words: `yes nginx 1.26.1 → 1.26.3 https://…`.
+fn update(report: &UpdateReport) -> String {
+    let name = report.image_reference.parse::<Reference>().ok();
+    let name = name.as_ref().map_or("", |name| name.familiar_name());
+    let mut words = vec![match (report.status, &report.error) {
+        (UpdateFinding::UpToDate, _) => "no".to_owned(),
+        (UpdateFinding::UpdateAvailable, _) => "yes".to_owned(),
+        (UpdateFinding::Pinned, _) => "no: pinned by digest".to_owned(),
+        (UpdateFinding::Unknown, Some(error)) => format!("not known: {error}"),
+        (UpdateFinding::Unknown, None) => "not known".to_owned(),
+    }];
+    if let Some(change) = &report.change {
+        words.extend(match (&change.from, &change.to) {
+            (Some(from), Some(to)) if from == to => Some(format!("{name} {to}, built again")),
+            (Some(from), Some(to)) => Some(format!("{name} {from} → {to}")),
+            (None, Some(to)) => Some(format!("{name} → {to}")),
+            (Some(_) | None, None) => None,
+        });
+        words.extend(change.release_url.clone());
+    }
+    if let Some(newest) = report.candidates.first() {
+        let tag = report.tag.as_deref().unwrap_or_default();
+        words.push(format!("(newer tag: {name} {tag} → {})", newest.tag));
+        words.extend(newest.release_url.clone());
+    }
+    words.join(" ")
 }
 
 /// Enough of a digest to compare by eye.
@@ -82,6 +173,8 @@ fn short(digest: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_proto::updates::{Availability, Change, TagCandidate};
+
     use super::*;
 
     fn report(has_update: Option<bool>) -> UpdateReport {
@@ -118,15 +211,75 @@ mod tests {
         assert_eq!(code(&[None, Some(true)]), 2);
     }
 
+    fn table_of(reports: &[UpdateReport]) -> String {
+        let mut out = Vec::new();
+        show(reports, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn the_table_says_why_it_is_not_known() {
-        let mut out = Vec::new();
-        show(&[report(Some(true)), report(None)], &mut out).unwrap();
         assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "CONTAINER  IMAGE  RUNS          REGISTRY  UPDATE\n\
-             web        web:1  aaaaaaaaaaaa  -         yes\n\
-             web        web:1  aaaaaaaaaaaa  -         not known: 401\n"
+            table_of(&[report(Some(true)), report(None)]),
+            "CONTAINER  IMAGE  PLATFORM  RUNS          REGISTRY  UPDATE\n\
+             web        web:1  -         aaaaaaaaaaaa  -         yes\n\
+             web        web:1  -         aaaaaaaaaaaa  -         not known: 401\n"
         );
+    }
+
+    #[test]
+    fn the_table_names_what_would_change() {
+        let link = Some("https://github.com/o/r/releases/tag/1.26.3".to_owned());
+        let mut moved = report(Some(true));
+        moved.image_reference = "nginx:1.26".to_owned();
+        moved.change = Some(Change {
+            from: Some("1.26.1".to_owned()),
+            to: Some("1.26.3".to_owned()),
+            release_url: link.clone(),
+        });
+        let mut newer = report(Some(false));
+        newer.image_reference = "nginx:1.26.1".to_owned();
+        newer.tag = Some("1.26.1".to_owned());
+        newer.candidates = vec![TagCandidate {
+            tag: "1.26.3".to_owned(),
+            is_latest: true,
+            release_url: link,
+            platform_available: Availability::Yes,
+        }];
+        let table = table_of(&[moved, newer]);
+        let lines: Vec<&str> = table.lines().collect();
+        let link = "https://github.com/o/r/releases/tag/1.26.3";
+        assert!(
+            lines[1].ends_with(&format!("yes nginx 1.26.1 → 1.26.3 {link}")),
+            "{table}"
+        );
+        assert!(
+            lines[2].ends_with(&format!("no (newer tag: nginx 1.26.1 → 1.26.3) {link}")),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn certificates_are_where_the_engine_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = folder.path().join("reg.example:5000");
+        std::fs::create_dir(&of).unwrap();
+        std::fs::write(of.join("ca.crt"), "pem").unwrap();
+        std::fs::write(of.join("client.key"), "secret").unwrap();
+        let container = |reference: &str| RunningContainer {
+            id: String::new(),
+            name: String::new(),
+            reference: reference.to_owned(),
+            state: String::new(),
+            is_sandbox: false,
+            image: None,
+        };
+        let running = ["reg.example:5000/a:1", "other.example/a:1", "sha256:0"].map(container);
+        let found = certificates(&running, folder.path());
+        let known: Vec<_> = found
+            .iter()
+            .map(|(name, of)| (name.as_str(), &of.ca_pem))
+            .collect();
+        assert_eq!(known, [("reg.example:5000", &Some(b"pem".to_vec()))]);
     }
 }
