@@ -5,14 +5,17 @@
 //! anything running when its last user is gone.
 
 pub mod agent;
+pub mod alone;
 pub mod api;
 pub mod apt;
 pub mod binaries;
 pub mod clock;
+pub mod clouds;
 pub mod crash;
 pub mod disk;
 pub mod docker;
 pub mod engine;
+pub mod fault_registry;
 pub mod http_tap;
 pub mod images;
 pub mod layers;

@@ -33,6 +33,8 @@ pub struct Options {
     pub notify: Option<(String, String)>,
     /// Who may come in.
     pub login: Login,
+    /// Whether it speaks HTTPS, with a certificate that only [`Registry::ca_pem`] vouches for.
+    pub tls: bool,
 }
 
 /// How a registry knows its users.
@@ -59,6 +61,7 @@ pub struct Registry {
     process: Process,
     login: Login,
     tokens: Option<TokenServer>,
+    ca_pem: Option<String>,
     client: reqwest::Client,
     _folder: TempDir,
 }
@@ -93,10 +96,28 @@ impl Registry {
         let mut config = format!(
             "version: 0.1\nlog: {{accesslog: {{disabled: false}}, level: info}}\n\
              storage: {{filesystem: {{rootdirectory: {at}/blobs}}, delete: {{enabled: {}}}}}\n\
-             http: {{addr: '{}'}}\n",
+             http: {{addr: '{}'{}}}\n",
             options.delete,
-            port.address()
+            port.address(),
+            if options.tls {
+                format!(", tls: {{certificate: {at}/tls.pem, key: {at}/tls.key}}")
+            } else {
+                String::new()
+            }
         );
+        let mut client = client();
+        let mut ca_pem = None;
+        if options.tls {
+            let made = Certificates::make()?;
+            fs::write(folder.path().join("tls.pem"), made.leaf)?;
+            fs::write(folder.path().join("tls.key"), made.leaf_key)?;
+            let ca = reqwest::Certificate::from_pem(made.ca.as_bytes())?;
+            client = reqwest::Client::builder()
+                .no_proxy()
+                .tls_certs_only([ca])
+                .build()?;
+            ca_pem = Some(made.ca);
+        }
         match (&options.login, &tokens) {
             (Login::Basic { username, password }, _) => {
                 // Cost 4 is bcrypt's least: this guards nothing.
@@ -139,7 +160,8 @@ impl Registry {
             process,
             login: options.login,
             tokens,
-            client: client(),
+            ca_pem,
+            client,
             _folder: folder,
         };
         registry.ready().await?;
@@ -159,9 +181,19 @@ impl Registry {
         self.port.address()
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or with `https`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.port.address())
+        let scheme = if self.ca_pem.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.port.address())
+    }
+
+    /// Who vouches for its certificate, as PEM; none when it speaks plain HTTP.
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
     }
 
     /// Ends the program; its content and its port stay for [`Registry::resume`].
@@ -304,6 +336,33 @@ impl Registry {
     /// The program itself, for its log or to kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+}
+
+/// An authority of the lab's own, and a server's certificate that it signed.
+struct Certificates {
+    ca: String,
+    leaf: String,
+    leaf_key: String,
+}
+
+impl Certificates {
+    fn make() -> anyhow::Result<Self> {
+        let ca_key = rcgen::KeyPair::generate()?;
+        let mut ca = rcgen::CertificateParams::new(Vec::new())?;
+        ca.distinguished_name
+            .push(rcgen::DnType::CommonName, "the lab's own authority");
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key)?.pem();
+        let issuer = rcgen::Issuer::new(ca, ca_key);
+        let leaf_key = rcgen::KeyPair::generate()?;
+        let names = vec!["127.0.0.1".to_owned(), "registry.lab".to_owned()];
+        let leaf = rcgen::CertificateParams::new(names)?.signed_by(&leaf_key, &issuer)?;
+        Ok(Self {
+            ca: ca_pem,
+            leaf: leaf.pem(),
+            leaf_key: leaf_key.serialize_pem(),
+        })
     }
 }
 

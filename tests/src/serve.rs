@@ -45,15 +45,22 @@ impl Request {
 
     /// Every value of a query parameter, percent-decoded.
     pub fn query_all(&self, name: &str) -> Vec<String> {
-        let pairs = self
-            .query
-            .split('&')
-            .filter_map(|pair| pair.split_once('='));
-        pairs
-            .filter(|(key, _)| *key == name)
-            .map(|(_, value)| decode(value))
-            .collect()
+        values(&self.query, name)
     }
+
+    /// The first value of a field of a form, percent-decoded; empty when there is none.
+    pub fn field(&self, name: &str) -> String {
+        let body = String::from_utf8_lossy(&self.body);
+        values(&body, name).into_iter().next().unwrap_or_default()
+    }
+}
+
+fn values(text: &str, name: &str) -> Vec<String> {
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .filter(|(key, _)| *key == name)
+        .map(|(_, value)| decode(value))
+        .collect()
 }
 
 /// Undoes percent-encoding and `+` for a blank.

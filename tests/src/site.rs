@@ -81,6 +81,7 @@ impl Site {
             delete: true,
             notify: Some((notify, ANNOUNCES_WITH.to_owned())),
             login,
+            tls: false,
         })
         .await?;
         let options = options

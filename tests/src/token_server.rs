@@ -3,8 +3,8 @@
 //! The registry trusts it through a certificate made on the spot, which travels in `x5c`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow};
 use base64::Engine as _;
@@ -28,6 +28,7 @@ pub const ISSUER: &str = "holdfast-lab-tokens";
 pub struct TokenServer {
     server: Server,
     signer: Arc<Signer>,
+    policy: Arc<Mutex<TokenPolicy>>,
     asked: Arc<AtomicUsize>,
     certificate: String,
 }
@@ -80,15 +81,19 @@ impl TokenServer {
             lifetime_seconds: policy.lifetime_seconds,
         });
         let asked = Arc::new(AtomicUsize::new(0));
+        let policy = Arc::new(Mutex::new(policy));
         let (sign, count) = (Arc::clone(&signer), Arc::clone(&asked));
+        let current = Arc::clone(&policy);
         let server = Server::start(move |request| {
             count.fetch_add(1, Ordering::SeqCst);
+            let policy = current.lock().unwrap_or_else(PoisonError::into_inner);
             grant(&policy, &sign, &request)
         })
         .await?;
         Ok(Self {
             server,
             signer,
+            policy,
             asked,
             certificate: certificate.pem(),
         })
@@ -109,6 +114,19 @@ impl TokenServer {
         self.asked.load(Ordering::SeqCst)
     }
 
+    /// From now on this user gets no tokens.
+    pub fn revoke(&self, user: &str) {
+        let mut policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        policy.users.remove(user);
+    }
+
+    /// A token as the others, whose time was over an hour ago.
+    pub fn expired_token(&self, scope: &str) -> anyhow::Result<String> {
+        let access = access(scope, false).context("a scope")?;
+        let ended = clock::unix_seconds() - 3_600;
+        self.signer.signed("lab", SERVICE, &[access], ended)
+    }
+
     /// A token for the lab itself.
     pub fn token(&self, scope: &str) -> anyhow::Result<String> {
         let access = access(scope, false).context("a scope")?;
@@ -118,11 +136,22 @@ impl TokenServer {
 
 impl Signer {
     fn token(&self, subject: &str, service: &str, access: &[Value]) -> anyhow::Result<String> {
-        let now = clock::unix_seconds();
+        let ends = clock::unix_seconds() + self.lifetime_seconds;
+        self.signed(subject, service, access, ends)
+    }
+
+    fn signed(
+        &self,
+        subject: &str,
+        service: &str,
+        access: &[Value],
+        ends: u64,
+    ) -> anyhow::Result<String> {
+        let begins = ends - self.lifetime_seconds;
         let header = json!({ "typ": "JWT", "alg": "ES256", "x5c": [self.x5c] });
         let claims = json!({
-            "iss": ISSUER, "sub": subject, "aud": service, "iat": now, "nbf": now - 10,
-            "exp": now + self.lifetime_seconds, "jti": crate::place::unique(), "access": access,
+            "iss": ISSUER, "sub": subject, "aud": service, "iat": begins, "nbf": begins - 10,
+            "exp": ends, "jti": crate::place::unique(), "access": access,
         });
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let text = format!("{}.{}", encode(&header), encode(&claims));

@@ -8,9 +8,9 @@ use holdfast_proto::time::retry_after_seconds;
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, LINK, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 
-use crate::addresses;
 use crate::client::Question;
 use crate::error::RegistryError;
+use crate::filter;
 use crate::settings::RateLimit;
 
 /// Longest wait that a `Retry-After` can impose; more is taken for a mistake.
@@ -135,7 +135,7 @@ pub(crate) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
 /// A transport failure in words, without the address: it could hold a credential.
 pub(crate) fn broken(registry: &str, error: &reqwest::Error) -> RegistryError {
     let registry = registry.to_owned();
-    if let Some(refused) = addresses::refusal(error) {
+    if let Some(refused) = filter::refusal(error) {
         let why = refused.to_string();
         return RegistryError::AddressRefused { registry, why };
     }

@@ -1,27 +1,24 @@
 //! Owns the client: what it is made of, what it can be asked, and in which order servers are asked.
 
-use std::collections::HashMap;
-
 use holdfast_proto::image::{Digest, Repository, ResolvedImage};
 use reqwest::Method;
 
-use crate::addresses::Filter;
 use crate::answer::Fetched;
 use crate::auth::Logins;
 use crate::cache::Answers;
 use crate::documents::Kept;
 use crate::error::RegistryError;
+use crate::filter::Filter;
 use crate::lanes::Lanes;
 use crate::manifest::{Configuration, Document};
 use crate::place::Place;
 use crate::settings::{Identity, Settings};
+use crate::ways::Ways;
 
 /// Asks registries what references point at.
 #[derive(Debug)]
 pub struct Client {
-    pub(crate) http: reqwest::Client,
-    /// For registries with certificates of their own.
-    pub(crate) http_of: HashMap<String, reqwest::Client>,
+    pub(crate) ways: Ways,
     pub(crate) filter: Filter,
     pub(crate) settings: Settings,
     pub(crate) logins: Logins,
@@ -60,43 +57,13 @@ impl Question<'_> {
     }
 }
 
-/// One way to each kind of host, all through the filter of addresses.
-fn http(
-    settings: &Settings,
-    filter: &Filter,
-    ca_pem: Option<&[u8]>,
-) -> Result<reqwest::Client, RegistryError> {
-    let failed = |error: reqwest::Error| RegistryError::Client {
-        reason: error.to_string(),
-    };
-    let mut builder = reqwest::Client::builder()
-        .user_agent(settings.user_agent.clone())
-        .connect_timeout(settings.timeouts.connect)
-        .timeout(settings.timeouts.request)
-        .dns_resolver(filter.clone())
-        // Followed by hand: the login must not go along to another host.
-        .redirect(reqwest::redirect::Policy::none());
-    if let Some(pem) = ca_pem {
-        let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(failed)?;
-        builder = builder.tls_certs_merge(certificates);
-    }
-    builder.build().map_err(failed)
-}
-
 impl Client {
     /// A client; the process must have installed a TLS provider before.
     pub fn new(settings: Settings) -> Result<Self, RegistryError> {
+        let settings = settings.in_order();
         let filter = Filter::new(&settings);
-        let mut http_of = HashMap::new();
-        for (registry, special) in &settings.registries {
-            if let Some(pem) = &special.ca_pem {
-                let client = http(&settings, &filter, Some(pem))?;
-                http_of.insert(registry.to_ascii_lowercase(), client);
-            }
-        }
         Ok(Self {
-            http: http(&settings, &filter, None)?,
-            http_of,
+            ways: Ways::new(&settings, &filter)?,
             filter,
             images: Answers::new(settings.cache_ttl, settings.failure_ttl),
             tags: Answers::new(settings.cache_ttl, settings.failure_ttl),

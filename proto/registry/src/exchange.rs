@@ -43,9 +43,9 @@ impl Client {
         })
     }
 
-    /// The way to a registry and to whomever it sends us: certificates of its own count for all of them.
-    pub(crate) fn http_for(&self, registry: &str) -> &reqwest::Client {
-        self.http_of.get(registry).unwrap_or(&self.http)
+    /// The client for an address to which a registry's business leads.
+    pub(crate) fn http_for(&self, registry: &str, url: &Url) -> &reqwest::Client {
+        self.ways.to(registry, self.filter.by_proxy(url))
     }
 
     /// Asks, and follows redirects.
@@ -60,7 +60,7 @@ impl Client {
         let mut by_registry = true;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self
-                .http_for(registry)
+                .http_for(registry, &url)
                 .request(question.method.clone(), url.clone())
                 .header(ACCEPT, question.accept);
             if let Some(digest) = question.if_none_match {
@@ -106,12 +106,12 @@ impl Client {
         url: &Url,
         request: reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        self.filter
-            .check(url)
-            .map_err(|refused| RegistryError::AddressRefused {
+        self.filter.check(registry, url).await.map_err(|refused| {
+            RegistryError::AddressRefused {
                 registry: registry.to_owned(),
                 why: refused.to_string(),
-            })?;
+            }
+        })?;
         let begun = Instant::now();
         let answer = request.send().await;
         if let Some(observer) = &self.settings.observer {

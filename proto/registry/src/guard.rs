@@ -5,13 +5,10 @@ use reqwest::Url;
 use crate::error::RegistryError;
 use crate::settings::{Settings, host_of, is_loopback};
 
-/// Docker Hub's token server, the one well-known realm that shares no name with its registry host.
-const HUB_REALM: (&str, &str) = ("docker.io", "auth.docker.io");
-
 /// Whether the token server at `realm` may be asked for a token for `registry`.
 ///
-/// Its host must be the registry's own, above or below it in the name tree, Docker Hub's preset, or
-/// configured; and it must be reached over HTTPS unless the registry itself is plain on that host.
+/// Its host must be the registry's own, above or below it in the name tree (Docker Hub's is: its registry
+/// is called `docker.io` wherever it is served), or configured; and it must be reached over HTTPS unless the registry itself is plain on that host.
 pub(crate) fn check_realm(
     settings: &Settings,
     registry: &str,
@@ -40,7 +37,7 @@ pub(crate) fn check_realm(
             .any(|allowed| host_of(allowed).eq_ignore_ascii_case(&host))
     });
     let related = host == own || is_under(&host, &own) || is_under(&own, &host);
-    if !configured && !related && HUB_REALM != (registry, host.as_str()) {
+    if !configured && !related {
         return refuse(format!(
             "`{host}` is not related to it and not configured in realm_hosts"
         ));

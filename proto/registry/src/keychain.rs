@@ -96,7 +96,7 @@ impl Keychain for Environment {
 
 /// A registry's canonical name, from the ways in which docker and people write it:
 /// `https://index.docker.io/v1/` is `docker.io`.
-fn canonical(written: &str) -> String {
+pub(crate) fn canonical(written: &str) -> String {
     let bare = written
         .strip_prefix("https://")
         .or_else(|| written.strip_prefix("http://"))

@@ -99,3 +99,52 @@ impl Lanes {
         Lane::set(&self.lane(mirror).unreachable_until, MIRROR_REST);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn so_many_at_a_time_and_each_registry_by_itself() {
+        let lanes = Lanes::default();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let question = |registry| {
+            lanes.ask(registry, async {
+                let running = now.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(running, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok(())
+            })
+        };
+        let one = (0..50).map(|_| question("one"));
+        for answer in futures_util::future::join_all(one).await {
+            answer.unwrap();
+        }
+        assert_eq!(most.load(Ordering::SeqCst), REQUESTS_PER_REGISTRY);
+        let two = (0..50).map(|at| question(if at % 2 == 0 { "one" } else { "two" }));
+        futures_util::future::join_all(two).await;
+        assert_eq!(most.load(Ordering::SeqCst), 2 * REQUESTS_PER_REGISTRY);
+    }
+
+    #[tokio::test]
+    async fn peace_is_for_the_registry_that_wants_it() {
+        let lanes = Lanes::default();
+        let busy = || async {
+            Err::<(), _>(RegistryError::RateLimited {
+                registry: "one".to_owned(),
+                retry_after: Some(Duration::from_mins(1)),
+            })
+        };
+        lanes.ask("one", busy()).await.unwrap_err();
+        let unasked = lanes.ask("one", async { panic!("asked") });
+        let error: Result<(), _> = unasked.await;
+        assert_eq!(error.unwrap_err().code(), "rate_limited");
+        lanes.ask("two", async { Ok(()) }).await.unwrap();
+        assert!(lanes.is_rested("one"));
+        lanes.rest("one");
+        assert!(!lanes.is_rested("one"));
+    }
+}

@@ -13,17 +13,20 @@ mod client;
 mod documents;
 mod error;
 mod exchange;
+mod filter;
 mod guard;
 mod keychain;
 mod lanes;
 mod login;
 mod manifest;
 mod place;
+mod proxies;
 mod pull_token;
 mod release_link;
 mod resolve;
 mod settings;
 mod tags;
+mod ways;
 
 pub use about::About;
 pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
@@ -33,10 +36,11 @@ pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
     Keychains, Keys, Now,
 };
+pub use proxies::Proxies;
 pub use pull_token::{PullAccess, PullToken};
 pub use release_link::release_link;
 pub use resolve::Resolved;
 pub use settings::{
-    Credentials, Exchange, Identity, Mirror, MirrorError, Observer, RateLimit, Reach,
+    Credentials, Exchange, Identity, Lookup, Mirror, MirrorError, Observer, RateLimit, Reach,
     RegistrySettings, Secret, Settings, Timeouts,
 };

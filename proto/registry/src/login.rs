@@ -111,7 +111,7 @@ impl Client {
         let registry = place.registry.as_str();
         let TokenRequest { realm, mut query } = wanted;
         check_realm(&self.settings, registry, &realm)?;
-        let http = self.http_for(registry);
+        let http = self.http_for(registry, &realm);
         let request = match credentials {
             Some(Credentials::Identity { token }) => {
                 query.push(("grant_type", "refresh_token".to_owned()));

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::keychain::Keychain;
+use futures_util::future::BoxFuture;
+
+use crate::filter::look_up;
+use crate::keychain::{Keychain, canonical};
+use crate::proxies::Proxies;
 
 /// A text that never shows in logs or errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -128,7 +133,8 @@ pub enum Reach {
 /// What is special about one registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistrySettings {
-    /// HTTP instead of HTTPS. Loopback registries need no setting: engines treat them so, too.
+    /// HTTP instead of HTTPS. Loopback registries without certificates of their own need no setting:
+    /// engines treat them so, too.
     pub plain_http: bool,
     /// Who we are there.
     pub credentials: Option<Credentials>,
@@ -186,6 +192,9 @@ pub struct RateLimit {
 /// Is told of every request that was sent.
 pub type Observer = Arc<dyn Fn(&Exchange<'_>) + Send + Sync>;
 
+/// Finds the addresses of a name.
+pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
+
 /// What a client is told.
 #[derive(Clone)]
 pub struct Settings {
@@ -201,6 +210,10 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// What to call ourselves.
     pub user_agent: String,
+    /// By way of whom; the environment's proxies unless told.
+    pub proxies: Proxies,
+    /// How names are looked up; as this machine does unless told.
+    pub lookup: Lookup,
     /// Who is told of every request.
     pub observer: Option<Observer>,
     /// Asked for the credentials of registries that are configured without any.
@@ -227,6 +240,8 @@ impl Default for Settings {
             reach: Reach::default(),
             timeouts: Timeouts::default(),
             user_agent: concat!("holdfast/", env!("CARGO_PKG_VERSION")).to_owned(),
+            proxies: Proxies::environment(),
+            lookup: Arc::new(|host| Box::pin(look_up(host))),
             observer: None,
             keychain: None,
         }
@@ -234,15 +249,25 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// With registries by the names that references have in their canonical form.
+    pub(crate) fn in_order(mut self) -> Self {
+        let registries = self.registries.into_iter();
+        self.registries = registries
+            .map(|(name, entry)| (canonical(&name), entry))
+            .collect();
+        self
+    }
+
     pub(crate) fn of(&self, registry: &str) -> Option<&RegistrySettings> {
         self.registries.get(registry)
     }
 
     /// Whether the registry is spoken to in plain HTTP.
     pub(crate) fn is_plain(&self, registry: &str) -> bool {
-        self.of(registry)
-            .is_some_and(|settings| settings.plain_http)
-            || is_loopback(host_of(registry))
+        let special = self.of(registry);
+        let has_own_ca = special.is_some_and(|special| special.ca_pem.is_some());
+        special.is_some_and(|special| special.plain_http)
+            || (is_loopback(host_of(registry)) && !has_own_ca)
     }
 }
 
@@ -257,6 +282,12 @@ pub(crate) fn host_of(authority: &str) -> &str {
             .rsplit_once(':')
             .map_or(authority, |(host, _)| host),
     }
+}
+
+/// The port of `host[:port]`.
+pub(crate) fn port_of(authority: &str) -> Option<u16> {
+    let after_address = authority.rsplit(']').next().unwrap_or(authority);
+    after_address.rsplit_once(':')?.1.parse().ok()
 }
 
 /// Whether a host can only be this machine.

@@ -11,8 +11,8 @@ use super::digest::{Digest, DigestError};
 const HUB: &str = "docker.io";
 const HUB_API: &str = "registry-1.docker.io";
 const HUB_ALIASES: [&str; 3] = [HUB, "index.docker.io", HUB_API];
-/// The grammar's own bound on a repository name with its host.
-const MAX_NAME_CHARS: usize = 255;
+/// The grammar's own bound on a repository's path; the host is not counted.
+const MAX_PATH_CHARS: usize = 255;
 const MAX_TAG_CHARS: usize = 128;
 
 /// Which rule of the distribution project's reference grammar a text breaks.
@@ -29,8 +29,8 @@ pub enum ReferenceError {
         "`{0}` is not a repository path: lower-case letters, digits and single `.`, `_`, `__` or dashes between them"
     )]
     Path(String),
-    /// The name is longer than 255 characters.
-    #[error("a repository name has at most {MAX_NAME_CHARS} characters")]
+    /// The path is longer than 255 characters.
+    #[error("a repository path has at most {MAX_PATH_CHARS} characters")]
     TooLong,
     /// The part after `:` is no tag.
     #[error("`{0}` is not a tag: a letter, digit or `_`, then up to 127 of these, `.` and `-`")]
@@ -219,12 +219,12 @@ impl FromStr for Reference {
         if !path.split('/').all(is_path_component) {
             return Err(ReferenceError::Path(excerpt(path)));
         }
-        // 64 hex digits would be read as an image ID by engines; the grammar refuses them as a name.
-        if host.is_none() && path.len() == 64 && path.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(ReferenceError::Path(excerpt(path)));
+        // 64 hex digits alone are an image ID to engines; the grammar refuses them as a name.
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(ReferenceError::Path(excerpt(text)));
         }
         let repository = canonical(host, path);
-        if repository.registry.len() + 1 + repository.path.len() > MAX_NAME_CHARS {
+        if repository.path.len() > MAX_PATH_CHARS {
             return Err(ReferenceError::TooLong);
         }
         Ok(Self {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::sigv4::{self, Keys};
 use super::{Keychain, KeychainError};
-use crate::settings::{Credentials, Secret};
+use crate::settings::{Credentials, Secret, host_of};
 
 /// What was minted is asked for again after this long: clouds' logins live for an hour at least.
 const KEPT_FOR: Duration = Duration::from_mins(10);
@@ -71,6 +71,7 @@ impl Cloud {
 
     /// Whether a registry is this cloud's.
     fn has(&self, registry: &str) -> bool {
+        let registry = host_of(registry);
         match self {
             Self::Amazon { .. } => region(registry).is_some(),
             Self::Google { .. } => {
@@ -85,9 +86,20 @@ impl Cloud {
     }
 }
 
+/// Where Amazon's API for a registry is.
+fn amazon_api(registry: &str, region: &str) -> String {
+    // Amazon in China has names of its own.
+    let end = if host_of(registry).ends_with(".com.cn") {
+        ".cn"
+    } else {
+        ""
+    };
+    format!("https://api.ecr.{region}.amazonaws.com{end}")
+}
+
 /// The region of `ACCOUNT.dkr.ecr.REGION.amazonaws.com`.
 fn region(registry: &str) -> Option<&str> {
-    let (account, rest) = registry.split_once(".dkr.ecr.")?;
+    let (account, rest) = host_of(registry).split_once(".dkr.ecr.")?;
     let region = rest
         .strip_suffix(".amazonaws.com")
         .or_else(|| rest.strip_suffix(".amazonaws.com.cn"))?;
@@ -102,6 +114,8 @@ fn region(registry: &str) -> Option<&str> {
 pub struct CloudKeychain {
     cloud: Cloud,
     http: reqwest::Client,
+    /// A metadata service is never behind a proxy.
+    near: reqwest::Client,
     minted: Mutex<HashMap<String, (Instant, Credentials)>>,
 }
 
@@ -139,19 +153,21 @@ impl CloudKeychain {
     /// # Errors
     /// When the process has no TLS provider.
     pub fn new(cloud: Cloud) -> Result<Self, KeychainError> {
-        let http = reqwest::Client::builder()
-            .timeout(LIMIT)
-            .redirect(reqwest::redirect::Policy::none())
-            // A metadata service is never behind a proxy.
-            .no_proxy()
-            .build();
-        let http = http.map_err(|error| KeychainError {
+        let builder = || {
+            reqwest::Client::builder()
+                .timeout(LIMIT)
+                .redirect(reqwest::redirect::Policy::none())
+        };
+        let failed = |error: reqwest::Error| KeychainError {
             keychain: cloud.word().to_owned(),
             why: error.to_string(),
-        })?;
+        };
+        let http = builder().build().map_err(failed)?;
+        let near = builder().no_proxy().build().map_err(failed)?;
         Ok(Self {
             cloud,
             http,
+            near,
             minted: Mutex::default(),
         })
     }
@@ -190,7 +206,7 @@ impl CloudKeychain {
                 now,
             } => {
                 let region = region(registry).unwrap_or_default();
-                let own = || format!("https://api.ecr.{region}.amazonaws.com");
+                let own = || amazon_api(registry, region);
                 let endpoint = endpoint.clone().unwrap_or_else(own);
                 self.amazon(keys, &endpoint, region, now()).await
             }
@@ -198,7 +214,7 @@ impl CloudKeychain {
                 let metadata = metadata.as_deref().unwrap_or(GOOGLE_METADATA);
                 let path = "computeMetadata/v1/instance/service-accounts/default/token";
                 let request = self
-                    .http
+                    .near
                     .get(format!("{metadata}/{path}"))
                     .header("metadata-flavor", "Google");
                 let answer: Minted = self.ask("the metadata service", request).await?;
@@ -259,7 +275,7 @@ impl CloudKeychain {
         registry: &str,
     ) -> Result<Credentials, KeychainError> {
         let request = self
-            .http
+            .near
             .get(format!("{metadata}/metadata/identity/oauth2/token"))
             .query(&[
                 ("api-version", "2018-02-01"),
@@ -344,6 +360,11 @@ mod tests {
         ] {
             assert_eq!(cloud.has(registry), expected, "{registry}");
         }
+        let in_china = "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn";
+        assert_eq!(
+            amazon_api(in_china, "cn-north-1"),
+            "https://api.ecr.cn-north-1.amazonaws.com.cn"
+        );
         for (registry, expected) in [
             (
                 "123456789012.dkr.ecr.eu-central-1.amazonaws.com",

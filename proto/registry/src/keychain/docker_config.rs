@@ -129,7 +129,9 @@ impl DockerConfig {
         };
         let mut logins = BTreeMap::new();
         for (key, login) in written.auths {
-            let registry = canonical(&key);
+            let Some(registry) = registry_of(&key) else {
+                continue;
+            };
             let Ok(found) = login.read() else {
                 return Err(DockerConfigError::Entry { registry });
             };
@@ -167,6 +169,14 @@ impl Keychain for DockerConfig {
     ) -> BoxFuture<'a, Result<Option<Credentials>, KeychainError>> {
         Box::pin(self.look_up(registry))
     }
+}
+
+/// The registry that a key names. Docker writes no path but `/v1/`; what else is there holds tokens of
+/// docker's own account (`/v1/access-token`) or logins for parts of a registry.
+fn registry_of(key: &str) -> Option<String> {
+    let bare = key.split_once("://").map_or(key, |(_, bare)| bare);
+    let path = bare.split_once('/').map_or("", |(_, path)| path);
+    matches!(path.trim_end_matches('/'), "" | "v1" | "v2").then(|| canonical(key))
 }
 
 impl WrittenLogin {

@@ -22,7 +22,55 @@ pub struct Keys {
     pub session: Option<Secret>,
 }
 
-/// The headers of the question, with its signature.
+/// A question to one of Amazon's services, as far as its signature counts.
+struct Question<'a> {
+    method: &'a str,
+    region: &'a str,
+    service: &'a str,
+    /// `20150830T123600Z`.
+    time: &'a str,
+    /// In the order of their names.
+    headers: &'a [(&'static str, String)],
+    body: &'a str,
+}
+
+impl Question<'_> {
+    fn scope(&self) -> String {
+        let date = self.time.split('T').next().unwrap_or_default();
+        let Self {
+            region, service, ..
+        } = self;
+        format!("{date}/{region}/{service}/aws4_request")
+    }
+
+    fn signed_names(&self) -> String {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| *name).collect();
+        names.join(";")
+    }
+
+    /// The signature, by the four steps of Amazon's description; the path is `/`, without a query.
+    fn signature(&self, secret: &Secret) -> String {
+        let lines = self.headers.iter();
+        let lines: Vec<String> = lines
+            .map(|(name, value)| format!("{name}:{value}\n"))
+            .collect();
+        let canonical = format!(
+            "{}\n/\n\n{}\n{}\n{}",
+            self.method,
+            lines.concat(),
+            self.signed_names(),
+            sha256_hex(self.body.as_bytes())
+        );
+        let (time, scope) = (self.time, self.scope());
+        let hashed = sha256_hex(canonical.as_bytes());
+        let to_sign = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashed}");
+        let date = time.split('T').next().unwrap_or_default();
+        let key = signing_key(secret.expose(), date, self.region, self.service);
+        hex(sign(&key, to_sign.as_bytes()).as_ref())
+    }
+}
+
+/// The headers of the question for a login, with its signature.
 pub(super) fn token_request(
     keys: &Keys,
     host: &str,
@@ -30,8 +78,6 @@ pub(super) fn token_request(
     now: Timestamp,
 ) -> Vec<(&'static str, String)> {
     let time = compact(now);
-    let date = time.split('T').next().unwrap_or_default().to_owned();
-    // In the order of their names, as the signature wants them.
     let mut headers = vec![
         ("content-type", CONTENT_TYPE.to_owned()),
         ("host", host.to_owned()),
@@ -41,23 +87,20 @@ pub(super) fn token_request(
         headers.push(("x-amz-security-token", session.expose().to_owned()));
     }
     headers.push(("x-amz-target", TARGET.to_owned()));
-    let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
-    let names = names.join(";");
-    let lines: Vec<String> = headers
-        .iter()
-        .map(|(name, value)| format!("{name}:{value}\n"))
-        .collect();
-    let lines = lines.concat();
-    let body = sha256_hex(TOKEN_REQUEST_BODY.as_bytes());
-    let canonical = format!("POST\n/\n\n{lines}\n{names}\n{body}");
-    let scope = format!("{date}/{region}/{SERVICE}/aws4_request");
-    let hashed = sha256_hex(canonical.as_bytes());
-    let to_sign = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{hashed}");
-    let key = signing_key(keys.secret.expose(), &date, region, SERVICE);
-    let signature = hex(sign(&key, to_sign.as_bytes()).as_ref());
+    let question = Question {
+        method: "POST",
+        region,
+        service: SERVICE,
+        time: &time,
+        headers: &headers,
+        body: TOKEN_REQUEST_BODY,
+    };
     let authorization = format!(
-        "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={signature}",
-        keys.id
+        "AWS4-HMAC-SHA256 Credential={}/{}, SignedHeaders={}, Signature={}",
+        keys.id,
+        question.scope(),
+        question.signed_names(),
+        question.signature(&keys.secret)
     );
     // The client writes `host` itself.
     headers.retain(|(name, _)| *name != "host");
@@ -107,6 +150,54 @@ mod tests {
             hex(key.as_ref()),
             "c4afb1cc5771d871763a393e44b703571b55cc28424d1a5e86da6ed3c154a4b9"
         );
+    }
+
+    #[test]
+    fn signatures_are_those_of_amazons_test_suite() {
+        let secret = Secret::new("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".to_owned());
+        let time = "20150830T123600Z";
+        let plain = vec![
+            ("host", "example.amazonaws.com".to_owned()),
+            ("x-amz-date", time.to_owned()),
+        ];
+        let form = [
+            vec![(
+                "content-type",
+                "application/x-www-form-urlencoded".to_owned(),
+            )],
+            plain.clone(),
+        ]
+        .concat();
+        for (method, headers, body, expected) in [
+            (
+                "GET",
+                &plain,
+                "",
+                "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+            ),
+            (
+                "POST",
+                &plain,
+                "",
+                "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+            ),
+            (
+                "POST",
+                &form,
+                "Param1=value1",
+                "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a",
+            ),
+        ] {
+            let question = Question {
+                method,
+                region: "us-east-1",
+                service: "service",
+                time,
+                headers,
+                body,
+            };
+            assert_eq!(question.signature(&secret), expected, "{method} {body}");
+        }
     }
 
     #[test]

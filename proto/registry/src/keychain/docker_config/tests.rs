@@ -16,6 +16,9 @@ async fn logins_are_found_by_every_name_of_their_registry() {
     let config = DockerConfig::parse(
         br#"{"auths":{
             "https://index.docker.io/v1/":{"auth":"cmVhZGVyOmh1bnRlcjI6eA=="},
+            "https://index.docker.io/v1/access-token":{"auth":"YWNjb3VudDp0b2tlbg=="},
+            "https://index.docker.io/v1/refresh-token":{"auth":"YWNjb3VudDp0b2tlbg=="},
+            "reg.example/group":{"auth":"Z3JvdXA6dG9rZW4="},
             "reg.example:5000":{"username":"u","password":"p"},
             "https://azure.example":{"auth":"MDAwOg==","identitytoken":"refresh"},
             "token.example":{"registrytoken":"direct"},
