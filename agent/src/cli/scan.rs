@@ -29,7 +29,11 @@ pub(super) async fn scan(
     let info = engine.describe().await?;
     let running = engine.running().await?;
     let registries = holdfast_registry::Client::new(holdfast_registry::Settings {
-        registries: certificates(&running, Path::new(CERTIFICATES)),
+        registries: registries(
+            &running,
+            &engine.insecure_registries().await?,
+            Path::new(CERTIFICATES),
+        ),
         user_agent: concat!("holdfast-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
         // The engine here pulls from these very places; whoever asks may open its socket.
         reach: holdfast_registry::Reach::Anywhere,
@@ -68,8 +72,13 @@ fn keychains(talk: &mut dyn Write) -> std::io::Result<Keychains> {
     Ok(Keychains(all))
 }
 
-/// What the engine was given for the registries of these containers: `HOST[:PORT]/NAME.crt`.
-fn certificates(running: &[RunningContainer], folder: &Path) -> BTreeMap<String, RegistrySettings> {
+/// What the engine was told about the registries of these containers: which are spoken to in plain HTTP,
+/// and whose certificates count (`HOST[:PORT]/NAME.crt`).
+fn registries(
+    running: &[RunningContainer],
+    insecure: &[String],
+    folder: &Path,
+) -> BTreeMap<String, RegistrySettings> {
     let references = running.iter();
     let references = references.filter_map(|container| container.reference.parse().ok());
     let mut found = BTreeMap::new();
@@ -85,11 +94,12 @@ fn certificates(running: &[RunningContainer], folder: &Path) -> BTreeMap<String,
         let files = files.flatten().map(|entry| entry.path());
         let files = files.filter(|path| path.extension().is_some_and(|end| end == "crt"));
         let texts: Vec<Vec<u8>> = files.filter_map(|path| std::fs::read(path).ok()).collect();
-        if !texts.is_empty() {
-            let special = RegistrySettings {
-                ca_pem: Some(texts.join(&b'\n')),
-                ..RegistrySettings::default()
-            };
+        let special = RegistrySettings {
+            plain_http: insecure.iter().any(|name| name == registry),
+            ca_pem: (!texts.is_empty()).then(|| texts.join(&b'\n')),
+            ..RegistrySettings::default()
+        };
+        if special != RegistrySettings::default() {
             found.insert(registry.to_owned(), special);
         }
     }
@@ -260,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_where_the_engine_has_them() {
+    fn a_registry_is_asked_as_the_engine_was_told_to() {
         let folder = tempfile::tempdir().unwrap();
         let of = folder.path().join("reg.example:5000");
         std::fs::create_dir(&of).unwrap();
@@ -274,12 +284,24 @@ mod tests {
             is_sandbox: false,
             image: None,
         };
-        let running = ["reg.example:5000/a:1", "other.example/a:1", "sha256:0"].map(container);
-        let found = certificates(&running, folder.path());
+        let running = [
+            "reg.example:5000/a:1",
+            "10.1.2.3:5000/a:1",
+            "other.example/a:1",
+            "sha256:0",
+        ];
+        let insecure = ["10.1.2.3:5000", "unused.example"].map(str::to_owned);
+        let found = registries(&running.map(container), &insecure, folder.path());
         let known: Vec<_> = found
             .iter()
-            .map(|(name, of)| (name.as_str(), &of.ca_pem))
+            .map(|(name, of)| (name.as_str(), of.plain_http, of.ca_pem.as_deref()))
             .collect();
-        assert_eq!(known, [("reg.example:5000", &Some(b"pem".to_vec()))]);
+        assert_eq!(
+            known,
+            [
+                ("10.1.2.3:5000", true, None),
+                ("reg.example:5000", false, Some(&b"pem"[..])),
+            ]
+        );
     }
 }

@@ -93,6 +93,19 @@ impl DockerEngine {
         Ok(running)
     }
 
+    /// The registries that the engine was told to speak plain HTTP to (`insecure-registries`), by name.
+    pub async fn insecure_registries(&self) -> Result<Vec<String>, EngineError> {
+        let info = self
+            .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
+                docker.info().await
+            })
+            .await?;
+        let known = info.registry_config.and_then(|config| config.index_configs);
+        let known = known.unwrap_or_default().into_iter();
+        let insecure = known.filter(|(_, index)| index.secure == Some(false));
+        Ok(insecure.map(|(name, _)| name).collect())
+    }
+
     async fn local_image(&self, id: &str) -> Result<Option<LocalImage>, EngineError> {
         let found = self
             .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {

@@ -158,6 +158,37 @@ fn what_cannot_be_known_is_said() {
     assert_eq!(compare(&runs, &offered, &device), Same::Yes);
 }
 
+proptest::proptest! {
+    #[test]
+    fn only_this_platforms_content_decides(
+        contents in proptest::collection::vec(0_u8..3, 4),
+        later in proptest::collection::vec(0_u8..3, 4),
+        turn in 0_usize..4,
+        chosen in 0_usize..4,
+    ) {
+        // A configuration of its own for each platform and content; the order is turned as well.
+        let all = ["linux/amd64", "linux/arm64", "linux/arm/v7", "linux/s390x"];
+        let named = |contents: &[u8]| -> Vec<(&str, String)> {
+            let both = all.iter().zip(contents);
+            both.map(|(own, content)| (*own, format!("{own} {content}"))).collect()
+        };
+        let (before, after) = (named(&contents), named(&later));
+        let mut listed: Vec<_> = after.iter().map(|(own, config)| (*own, config.as_str())).collect();
+        listed.rotate_left(turn);
+        let offered = index("new", &listed);
+        let (own, config) = &before[chosen];
+        let expected = if contents[chosen] == later[chosen] { Same::Yes } else { Same::No };
+        let device = platform(own);
+        let runs = classic(config, own, "old");
+        proptest::prop_assert_eq!(compare(&runs, &offered, &device), expected.clone());
+        // A containerd store says as much, once somebody looked up what it names.
+        let first: Vec<_> = before.iter().map(|(own, config)| (*own, config.as_str())).collect();
+        let runs = containerd(&["old"], own, "old");
+        let told = compare_earlier(&runs, &index("old", &first), &offered, &device);
+        proptest::prop_assert_eq!(told, expected);
+    }
+}
+
 #[test]
 fn pulled_means_from_the_repository_itself() {
     let redis: Reference = "redis:7".parse().unwrap();
