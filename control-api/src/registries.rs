@@ -13,7 +13,8 @@ use holdfast_proto::image::{Platform, Reference};
 use holdfast_proto::updates::TagCandidate;
 use holdfast_registry as registry;
 use holdfast_registry::{
-    Client, Environment, Identity, Keychain, PullAccess, RegistryError, Resolved, RetryAdvice,
+    Client, Environment, Identity, Keychain, Keychains, PullAccess, RegistryError, Resolved,
+    RetryAdvice,
 };
 
 use crate::config::{self, Settings};
@@ -26,6 +27,8 @@ struct Registries {
     client: Client,
     /// What the environment knows.
     environment: Option<Environment>,
+    /// Whether docker's configuration may know a login; its helpers are asked only when one is needed.
+    has_docker_config: bool,
     /// Those of the configuration that have credentials, by canonical name.
     configured: BTreeMap<String, Configured>,
 }
@@ -43,12 +46,18 @@ struct Configured {
 /// When no TLS provider is installed or its roots cannot be read.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
     let environment = Environment::read(|name| std::env::var(name).ok());
-    let keychain = environment.clone();
+    let mut keychains: Vec<Arc<dyn Keychain>> = Vec::new();
+    if let Some(environment) = &environment {
+        keychains.push(Arc::new(environment.clone()));
+    }
+    if let Some(docker) = &settings.docker_config {
+        keychains.push(Arc::new(docker.clone()));
+    }
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
         // For lists of tags; the resolver keeps answers itself, with the store behind it.
         cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
-        keychain: keychain.map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
+        keychain: Some(Arc::new(Keychains(keychains))),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
@@ -72,6 +81,7 @@ pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>
     Ok(Arc::new(Registries {
         client,
         environment,
+        has_docker_config: settings.docker_config.is_some(),
         configured: configured.collect(),
     }))
 }
@@ -170,6 +180,7 @@ impl Ask for Registries {
 
     fn has_login(&self, registry: &str) -> bool {
         self.configured.contains_key(registry)
+            || self.has_docker_config
             || self.environment.as_ref().is_some_and(|environment| {
                 // What the environment knows is at hand.
                 let found = environment.find(registry).now_or_never();

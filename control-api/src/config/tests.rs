@@ -33,6 +33,38 @@ fn an_empty_configuration_is_sqlite_on_loopback() {
     assert_eq!(settings.poll_interval_s, 30);
     assert_eq!(settings.digest_cache_s, 300);
     assert_eq!(settings.webhook_secret, None);
+    assert_eq!(settings.refresh_interval, Some(Duration::from_mins(15)));
+    assert_eq!(
+        settings.credentials_key_file,
+        PathBuf::from("/var/lib/holdfast-api/credentials-key")
+    );
+}
+
+#[test]
+fn tags_are_asked_for_as_often_as_configured_or_never() {
+    let interval = |seconds| {
+        let text = format!("refresh: {{interval_seconds: {seconds}}}");
+        load(Some(file(&text).path()), []).map(|settings| settings.refresh_interval)
+    };
+    assert_eq!(interval(0), Ok(None));
+    assert_eq!(interval(60), Ok(Some(Duration::from_mins(1))));
+    let week_and_more = faults("refresh: {interval_seconds: 604801}");
+    assert_eq!(week_and_more, ["refresh.interval_seconds"]);
+}
+
+#[test]
+fn dockers_own_configuration_is_read_and_never_quoted() {
+    // "reader:canary" in base64.
+    let docker = file(r#"{"auths": {"reg.example": {"auth": "cmVhZGVyOmNhbmFyeQ=="}}}"#);
+    let text = format!("docker_config: {}", docker.path().display());
+    let settings = load(Some(file(&text).path()), []).unwrap();
+    assert!(settings.docker_config.is_some());
+    assert!(!format!("{settings:?}").contains("canary"));
+    assert_eq!(faults("docker_config: /not/there"), ["docker_config"]);
+    let broken = file("canary");
+    let text = format!("docker_config: {}", broken.path().display());
+    let error = load(Some(file(&text).path()), []).unwrap_err();
+    assert!(!error.to_string().contains("canary"), "{error}");
 }
 
 #[test]
