@@ -328,6 +328,10 @@ impl CloudKeychain {
 }
 
 impl Keychain for CloudKeychain {
+    fn may_know(&self, registry: &str) -> bool {
+        self.cloud.has(registry)
+    }
+
     fn find<'a>(
         &'a self,
         registry: &'a str,
