@@ -188,7 +188,7 @@ mod tests {
         }
         assert_eq!(of(&[(ENV_DOCKER, "/nowhere")]).unwrap().0.len(), 0);
         let error = |variables: &[(&str, &str)]| of(variables).unwrap_err().to_string();
-        assert!(error(&[(ENV_CLOUDS, "google,oracle")]).contains("`oracle`"));
+        assert!(error(&[(ENV_CLOUDS, "oracle,google")]).contains("`oracle`"));
         assert!(error(&[(ENV_CLOUDS, "amazon")]).contains("AWS_ACCESS_KEY_ID"));
         std::fs::write(&file, "{").unwrap();
         assert!(error(&both).contains("line 1"));
