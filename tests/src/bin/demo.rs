@@ -80,10 +80,15 @@ impl Demo {
         Ok(stored)
     }
 
-    /// What a device owner sees.
+    /// What a device owner sees, once the agent has looked at what serves now.
     async fn show_device(&self) -> anyhow::Result<()> {
         typed("holdfast-agent status");
-        for line in self.device.agent.command(&["status"]).await?.lines() {
+        let look = async || {
+            let status = self.device.agent.command(&["status"]).await;
+            status.ok().filter(|status| status.contains(" running "))
+        };
+        let status = try_wait_for("the status to show the service", STEP_WITHIN, look).await?;
+        for line in status.lines() {
             said(line);
         }
         Ok(())

@@ -197,6 +197,10 @@ A real registry serves them. The real engine pulls each and says what it has (cl
 program itself, then looks at an engine that repeats those words for containers of these images, and asks the registry. For
 machines that are not here, what differs is the engine's word for its architecture.
 
+Docker 20.10 refuses an index in an index, so such an image is pulled by its platform's digest alone. Asked for a variant of
+32-bit ARM that an index does not list, it takes the first 32-bit entry, whichever variant that is (measured); so it is asked for
+the right entry's platform.
+
 The words of containerd stores are **not recorded from such an engine**: none can be installed where this runs. They are written
 from the fields that its API documents: the id of an image is the digest it was pulled by, `RepoDigests` repeat it; Docker 28
 adds `Descriptor` and the container's `ImageManifestDescriptor`.
