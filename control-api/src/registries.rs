@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::{Platform, Reference};
 use holdfast_proto::updates::TagCandidate;
 use holdfast_registry as registry;
 use holdfast_registry::{
-    Client, Environment, Identity, Keychain, PullAccess, RegistryError, Resolved, RetryAdvice,
+    Client, Identity, Keychain as _, Keychains, Now, PullAccess, RegistryError, Resolved,
+    RetryAdvice,
 };
 
+use crate::clock;
 use crate::config::{self, Settings};
 use crate::resolver::{Answer, Ask, Inquiry};
 use crate::secret::Secret;
@@ -25,7 +26,7 @@ use crate::telemetry::Metrics;
 struct Registries {
     client: Client,
     /// What the environment knows.
-    environment: Option<Environment>,
+    environment: Keychains,
     /// Those of the configuration that have credentials, by canonical name.
     configured: BTreeMap<String, Configured>,
 }
@@ -40,15 +41,19 @@ struct Configured {
 /// A client for the registries of the configuration.
 ///
 /// # Errors
-/// When no TLS provider is installed or its roots cannot be read.
+/// When no TLS provider is installed or its roots cannot be read, or the environment names logins that
+/// cannot be used.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
-    let environment = Environment::read(|name| std::env::var(name).ok());
-    let keychain = environment.clone();
+    let now: Now = Arc::new(clock::now);
+    let environment = Keychains::of_environment(|name| std::env::var(name).ok(), &now);
+    let environment = environment.map_err(|error| RegistryError::Client {
+        reason: error.to_string(),
+    })?;
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
         // For lists of tags; the resolver keeps answers itself, with the store behind it.
         cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
-        keychain: keychain.map(|environment| Arc::new(environment) as Arc<dyn Keychain>),
+        keychain: Some(Arc::new(environment.clone())),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
@@ -169,12 +174,7 @@ impl Ask for Registries {
     }
 
     fn has_login(&self, registry: &str) -> bool {
-        self.configured.contains_key(registry)
-            || self.environment.as_ref().is_some_and(|environment| {
-                // What the environment knows is at hand.
-                let found = environment.find(registry).now_or_never();
-                matches!(found, Some(Ok(Some(_))))
-            })
+        self.configured.contains_key(registry) || self.environment.may_know(registry)
     }
 
     fn hand_out(&self, registry: &str) -> Option<(String, Secret)> {

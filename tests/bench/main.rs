@@ -9,6 +9,7 @@ mod device;
 mod downtime;
 mod handover;
 mod page;
+mod resolution;
 mod rollback;
 #[cfg(test)]
 mod sample;
@@ -22,12 +23,14 @@ const SWAPS: usize = 20;
 const UPDATES: usize = 50;
 const OFFLINE_ROLLBACKS: usize = 50;
 const FULL_DISK_ROLLBACKS: usize = 20;
+const RESOLUTIONS: usize = 10;
 const RECONCILES: usize = 1_000;
 
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     ("device", "One device"),
     ("downtime", "Downtime that a client sees"),
     ("handover", "Hand-over"),
+    ("resolution", "Resolving"),
     ("rollback", "Rollback"),
     ("steady", "A device at rest"),
 ];
@@ -48,6 +51,7 @@ async fn main() -> anyhow::Result<()> {
             "device" => device::measure().await?,
             "downtime" => downtime::measure(SWAPS).await?,
             "handover" => handover::measure(UPDATES).await?,
+            "resolution" => resolution::measure(RESOLUTIONS).await?,
             "rollback" => rollback::measure(OFFLINE_ROLLBACKS, FULL_DISK_ROLLBACKS).await?,
             _ => steady::measure(RECONCILES).await?,
         };

@@ -2,7 +2,7 @@
 
 use crate::downtime::{App, rounds};
 use crate::rollback::{Trouble, rollbacks};
-use crate::{handover, steady};
+use crate::{handover, resolution, steady};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn swaps_of_all_three_kinds_can_be_measured() -> anyhow::Result<()> {
@@ -41,5 +41,13 @@ async fn a_device_at_rest_changes_and_writes_nothing() -> anyhow::Result<()> {
     assert_eq!(steady.disk_bytes, 0, "{steady:?}");
     assert!(steady.changed_files.is_empty(), "{steady:?}");
     assert!(steady.handles.1 <= steady.handles.0 + 2, "{steady:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_services_can_be_resolved_and_measured() -> anyhow::Result<()> {
+    let times = resolution::rounds(1).await?;
+    let of = [times.first, times.kept, times.confirmed, times.heads];
+    assert_eq!(of.map(|figures| figures.len()), [1; 4]);
     Ok(())
 }

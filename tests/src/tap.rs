@@ -35,6 +35,8 @@ pub struct Call {
     pub query: String,
     /// What the engine answered; `None` while it has not.
     pub status: Option<StatusCode>,
+    /// The login for a registry that came along (`X-Registry-Auth`), in base64.
+    pub registry_auth: Option<String>,
 }
 
 impl Call {
@@ -310,6 +312,11 @@ async fn pass(
         path: unversioned(request.uri().path()).to_owned(),
         query: request.uri().query().unwrap_or_default().to_owned(),
         status: None,
+        registry_auth: request
+            .headers()
+            .get("x-registry-auth")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned),
     };
     let at = {
         let mut calls = guard(&state.calls);

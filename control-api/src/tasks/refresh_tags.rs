@@ -37,7 +37,7 @@ pub(super) async fn run(app: Shared) {
     let mut stopping = app.stopping.clone();
     loop {
         let wait = match run_once(&app, clock::now()).await {
-            Ok(next) => until(next, clock::now()),
+            Ok(next) => until(next, clock::now(), longest(&app)),
             Err(error) => {
                 tracing::warn!(
                     error = chain(&error),
@@ -54,10 +54,16 @@ pub(super) async fn run(app: Shared) {
     }
 }
 
-fn until(next: Option<Timestamp>, now: Timestamp) -> Duration {
-    next.map_or(LOOK_EVERY, |next| {
+/// The longest sleep: what is set meanwhile must not be due before the next look.
+fn longest(app: &App) -> Duration {
+    let interval = app.rhythm.interval.unwrap_or(LOOK_EVERY);
+    (interval / 2).clamp(BREATHE, LOOK_EVERY)
+}
+
+fn until(next: Option<Timestamp>, now: Timestamp, longest: Duration) -> Duration {
+    next.map_or(longest, |next| {
         Duration::from_millis(u64::try_from(next.since_ms(now)).unwrap_or_default())
-            .clamp(BREATHE, LOOK_EVERY)
+            .clamp(BREATHE, longest)
     })
 }
 

@@ -238,6 +238,7 @@ mod tests {
             path: path.to_owned(),
             query: String::new(),
             status: None,
+            registry_auth: None,
         };
         short(&shape(&call))
     }

@@ -168,6 +168,7 @@ fn calls_without_need_or_intent_are_found() {
         path: "/containers/a/start".to_owned(),
         query: String::new(),
         status: None,
+        registry_auth: None,
     };
     assert_eq!(quiet(&[]), []);
     assert_eq!(rules(&quiet(&[call])), ["I8"]);
