@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_registry::{DockerConfig, Mirror};
+use holdfast_registry::Mirror;
 use serde_yaml::{Mapping, Value};
 
 use crate::secret::Secret;
@@ -118,8 +118,6 @@ pub struct Settings {
     pub digest_cache_s: u32,
     /// How often references in targets are asked for again; none never does.
     pub refresh_interval: Option<Duration>,
-    /// Docker's own configuration, for registries without credentials here.
-    pub docker_config: Option<DockerConfig>,
     /// Where the key is that credentials in the store are encrypted with.
     pub credentials_key_file: PathBuf,
     /// What webhooks must bring; none refuses them all.

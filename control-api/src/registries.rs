@@ -6,17 +6,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use holdfast_domain::resolution::Failure;
 use holdfast_proto::image::{Platform, Reference};
 use holdfast_proto::updates::TagCandidate;
 use holdfast_registry as registry;
 use holdfast_registry::{
-    Client, Environment, Identity, Keychain, Keychains, PullAccess, RegistryError, Resolved,
+    Client, Identity, Keychain as _, Keychains, Now, PullAccess, RegistryError, Resolved,
     RetryAdvice,
 };
 
+use crate::clock;
 use crate::config::{self, Settings};
 use crate::resolver::{Answer, Ask, Inquiry};
 use crate::secret::Secret;
@@ -26,9 +26,7 @@ use crate::telemetry::Metrics;
 struct Registries {
     client: Client,
     /// What the environment knows.
-    environment: Option<Environment>,
-    /// Whether docker's configuration may know a login; its helpers are asked only when one is needed.
-    has_docker_config: bool,
+    environment: Keychains,
     /// Those of the configuration that have credentials, by canonical name.
     configured: BTreeMap<String, Configured>,
 }
@@ -43,21 +41,19 @@ struct Configured {
 /// A client for the registries of the configuration.
 ///
 /// # Errors
-/// When no TLS provider is installed or its roots cannot be read.
+/// When no TLS provider is installed or its roots cannot be read, or the environment names logins that
+/// cannot be used.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
-    let environment = Environment::read(|name| std::env::var(name).ok());
-    let mut keychains: Vec<Arc<dyn Keychain>> = Vec::new();
-    if let Some(environment) = &environment {
-        keychains.push(Arc::new(environment.clone()));
-    }
-    if let Some(docker) = &settings.docker_config {
-        keychains.push(Arc::new(docker.clone()));
-    }
+    let now: Now = Arc::new(clock::now);
+    let environment = Keychains::of_environment(|name| std::env::var(name).ok(), &now);
+    let environment = environment.map_err(|error| RegistryError::Client {
+        reason: error.to_string(),
+    })?;
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
         // For lists of tags; the resolver keeps answers itself, with the store behind it.
         cache_ttl: Duration::from_secs(settings.digest_cache_s.into()),
-        keychain: Some(Arc::new(Keychains(keychains))),
+        keychain: Some(Arc::new(environment.clone())),
         observer: Some(Arc::new(move |exchange| {
             let code = exchange
                 .status
@@ -81,7 +77,6 @@ pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>
     Ok(Arc::new(Registries {
         client,
         environment,
-        has_docker_config: settings.docker_config.is_some(),
         configured: configured.collect(),
     }))
 }
@@ -179,13 +174,7 @@ impl Ask for Registries {
     }
 
     fn has_login(&self, registry: &str) -> bool {
-        self.configured.contains_key(registry)
-            || self.has_docker_config
-            || self.environment.as_ref().is_some_and(|environment| {
-                // What the environment knows is at hand.
-                let found = environment.find(registry).now_or_never();
-                matches!(found, Some(Ok(Some(_))))
-            })
+        self.configured.contains_key(registry) || self.environment.may_know(registry)
     }
 
     fn hand_out(&self, registry: &str) -> Option<(String, Secret)> {

@@ -4,6 +4,7 @@
 //! them, a real engine pulls them, and the agent's program answers. Nothing here uses the agent's own code.
 
 pub mod document;
+pub mod list;
 pub mod page;
 pub mod recipe;
 pub mod run;

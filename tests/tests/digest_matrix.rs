@@ -1,8 +1,9 @@
 //! A sample of `make digest-matrix`: some of its images, each with all that may happen to it.
 
+use holdfast_tests::matrix::list::cases;
 use holdfast_tests::matrix::page::{About, write};
 use holdfast_tests::matrix::run::Matrix;
-use holdfast_tests::matrix::shape::{Structure, cases};
+use holdfast_tests::matrix::shape::Structure;
 
 /// Every so many images: a few of each structure, in seconds.
 const EVERY: usize = 41;

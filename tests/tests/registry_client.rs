@@ -8,6 +8,8 @@ mod clouds;
 mod faults;
 #[path = "registry_client/logins.rs"]
 mod logins;
+#[path = "registry_client/proxies.rs"]
+mod proxies;
 #[path = "registry_client/ssrf.rs"]
 mod ssrf;
 #[path = "registry_client/strangers.rs"]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
-use holdfast_registry::{DockerConfig, MirrorError};
+use holdfast_registry::MirrorError;
 
 use super::{ConfigError, Fault, Log, LogFormat, Registry, Settings, repeated};
 use crate::secret::Secret;
@@ -45,7 +45,6 @@ pub(super) struct Input {
     digest_cache_seconds: Option<u32>,
     #[serde(default)]
     refresh: RefreshInput,
-    docker_config: Option<PathBuf>,
     credentials_key_file: Option<PathBuf>,
     #[serde(default)]
     webhooks: WebhooksInput,
@@ -237,11 +236,6 @@ impl Input {
                     Some(Duration::from_secs(seconds.into()))
                 }
             },
-            docker_config: self.docker_config.and_then(|file| {
-                DockerConfig::load(&file)
-                    .map_err(|error| faults.add("docker_config", crate::telemetry::chain(&error)))
-                    .ok()
-            }),
             credentials_key_file: self.credentials_key_file.unwrap_or(key_file),
             webhook_secret: faults.secret(
                 "webhooks.secret",

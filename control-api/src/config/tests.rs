@@ -53,21 +53,6 @@ fn tags_are_asked_for_as_often_as_configured_or_never() {
 }
 
 #[test]
-fn dockers_own_configuration_is_read_and_never_quoted() {
-    // "reader:canary" in base64.
-    let docker = file(r#"{"auths": {"reg.example": {"auth": "cmVhZGVyOmNhbmFyeQ=="}}}"#);
-    let text = format!("docker_config: {}", docker.path().display());
-    let settings = load(Some(file(&text).path()), []).unwrap();
-    assert!(settings.docker_config.is_some());
-    assert!(!format!("{settings:?}").contains("canary"));
-    assert_eq!(faults("docker_config: /not/there"), ["docker_config"]);
-    let broken = file("canary");
-    let text = format!("docker_config: {}", broken.path().display());
-    let error = load(Some(file(&text).path()), []).unwrap_err();
-    assert!(!error.to_string().contains("canary"), "{error}");
-}
-
-#[test]
 fn the_environment_overrides_the_file() {
     let file = file("listen: 127.0.0.1:1\nlog: {level: warn, format: json}\n");
     let settings = load(

@@ -141,7 +141,7 @@ pub enum RegistryError {
         why: String,
     },
     /// The client could not be built.
-    #[error("the HTTP client cannot be built: {reason}")]
+    #[error("the registry client cannot be built: {reason}")]
     Client {
         /// Why.
         reason: String,

@@ -3,6 +3,7 @@
 
 mod clouds;
 mod docker_config;
+mod environment;
 mod sigv4;
 
 use std::fmt;
@@ -12,16 +13,12 @@ use futures_util::future::BoxFuture;
 
 pub use clouds::{Cloud, CloudKeychain, Now};
 pub use docker_config::{DockerConfig, DockerConfigError};
+pub use environment::{Environment, EnvironmentError};
 pub use sigv4::Keys;
 
-use crate::settings::{Credentials, Secret};
+use crate::settings::Credentials;
 
-/// Environment variables with a login.
-const ENV_USERNAME: &str = "DOCKER_REGISTRY_USERNAME";
-const ENV_PASSWORD: &str = "DOCKER_REGISTRY_PASSWORD";
-/// The registry that they are for.
-const ENV_REGISTRY: &str = "DOCKER_REGISTRY";
-/// Without one they are for Docker Hub: a login is never shown to whoever asks first.
+/// The registry that a login without a name is for: it is never shown to whoever asks first.
 const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// Why credentials that should be there could not be had; it holds none of them.
@@ -36,6 +33,9 @@ pub struct KeychainError {
 
 /// Knows credentials for registries.
 pub trait Keychain: Send + Sync + fmt::Debug {
+    /// Whether it may know some for a registry, as far as can be told without asking anybody.
+    fn may_know(&self, registry: &str) -> bool;
+
     /// The credentials for a registry, by its canonical name; `None` when it knows none.
     fn find<'a>(
         &'a self,
@@ -48,6 +48,10 @@ pub trait Keychain: Send + Sync + fmt::Debug {
 pub struct Keychains(pub Vec<Arc<dyn Keychain>>);
 
 impl Keychain for Keychains {
+    fn may_know(&self, registry: &str) -> bool {
+        self.0.iter().any(|keychain| keychain.may_know(registry))
+    }
+
     fn find<'a>(
         &'a self,
         registry: &'a str,
@@ -60,37 +64,6 @@ impl Keychain for Keychains {
             }
             Ok(None)
         })
-    }
-}
-
-/// One login from the environment, for one registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Environment {
-    registry: String,
-    credentials: Credentials,
-}
-
-impl Environment {
-    /// Reads `DOCKER_REGISTRY_USERNAME` and `DOCKER_REGISTRY_PASSWORD`, for `DOCKER_REGISTRY` or Docker Hub.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
-        let set = |name: &str| variable(name).filter(|text| !text.is_empty());
-        Some(Self {
-            registry: canonical(&set(ENV_REGISTRY).unwrap_or_else(|| DEFAULT_REGISTRY.to_owned())),
-            credentials: Credentials::Password {
-                username: set(ENV_USERNAME)?,
-                password: Secret::new(set(ENV_PASSWORD)?),
-            },
-        })
-    }
-}
-
-impl Keychain for Environment {
-    fn find<'a>(
-        &'a self,
-        registry: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Credentials>, KeychainError>> {
-        let known = (registry == self.registry).then(|| self.credentials.clone());
-        Box::pin(std::future::ready(Ok(known)))
     }
 }
 
@@ -111,29 +84,6 @@ pub(crate) fn canonical(written: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn environment(variables: &[(&str, &str)]) -> Option<Environment> {
-        Environment::read(|wanted| {
-            let mut variables = variables.iter();
-            let found = variables.find(|(name, _)| *name == wanted)?;
-            Some(found.1.to_owned())
-        })
-    }
-
-    #[tokio::test]
-    async fn a_login_of_the_environment_is_for_one_registry() {
-        let hub = [(ENV_USERNAME, "reader"), (ENV_PASSWORD, "hunter2")];
-        let found = environment(&hub).unwrap();
-        assert!(found.find("docker.io").await.unwrap().is_some());
-        assert!(found.find("evil.example").await.unwrap().is_none());
-        assert!(!format!("{found:?}").contains("hunter2"));
-        let own = [&hub[..], &[(ENV_REGISTRY, "https://reg.example:5000/v2/")]].concat();
-        let own = Keychains(vec![Arc::new(environment(&own).unwrap())]);
-        assert!(own.find("reg.example:5000").await.unwrap().is_some());
-        assert!(own.find("docker.io").await.unwrap().is_none());
-        assert_eq!(environment(&hub[..1]), None);
-        assert_eq!(environment(&[hub[0], (ENV_PASSWORD, "")]), None);
-    }
 
     #[test]
     fn a_registry_has_one_name() {

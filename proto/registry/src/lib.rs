@@ -33,8 +33,8 @@ pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
-    Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, Keychain, KeychainError,
-    Keychains, Keys, Now,
+    Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, EnvironmentError, Keychain,
+    KeychainError, Keychains, Keys, Now,
 };
 pub use proxies::Proxies;
 pub use pull_token::{PullAccess, PullToken};

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use holdfast_tests::clock::{Stopwatch, unix_seconds};
+use holdfast_tests::matrix::list;
 use holdfast_tests::matrix::page;
 use holdfast_tests::matrix::run::Matrix;
-use holdfast_tests::matrix::shape;
 
 const USAGE: &str = "usage: digest-matrix [OPTION…]
   --every N   only every Nth image
@@ -31,7 +31,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     let clock = Stopwatch::start();
     let matrix = Matrix::start().await?;
-    let cases: Vec<_> = shape::cases().into_iter().step_by(every).collect();
+    let cases: Vec<_> = list::cases().into_iter().step_by(every).collect();
     let images = cases.len();
     let tell = |words: &str| println!("{:4} s  {words}", clock.elapsed().as_secs());
     let answers = matrix.run(cases, tell).await?;

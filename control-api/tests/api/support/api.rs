@@ -98,7 +98,6 @@ pub fn settings(place: &Place) -> Settings {
         poll_interval_s: POLL_INTERVAL_S,
         digest_cache_s: 0,
         refresh_interval: None,
-        docker_config: None,
         credentials_key_file: place.dir.path().join("credentials-key"),
         webhook_secret: Some(Secret::new(WEBHOOK_SECRET.into())),
     }

@@ -148,10 +148,10 @@ struct AuthorizationData {
 }
 
 impl CloudKeychain {
-    /// A keychain for one cloud.
+    /// A keychain for one cloud; the process must have installed a TLS provider before.
     ///
     /// # Errors
-    /// When the process has no TLS provider.
+    /// When the HTTP client cannot be built.
     pub fn new(cloud: Cloud) -> Result<Self, KeychainError> {
         let builder = || {
             reqwest::Client::builder()
@@ -328,6 +328,10 @@ impl CloudKeychain {
 }
 
 impl Keychain for CloudKeychain {
+    fn may_know(&self, registry: &str) -> bool {
+        self.cloud.has(registry)
+    }
+
     fn find<'a>(
         &'a self,
         registry: &'a str,

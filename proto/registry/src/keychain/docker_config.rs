@@ -163,6 +163,11 @@ impl DockerConfig {
 }
 
 impl Keychain for DockerConfig {
+    fn may_know(&self, registry: &str) -> bool {
+        let by_name = self.logins.contains_key(registry) || self.helpers.contains_key(registry);
+        by_name || self.store.is_some()
+    }
+
     fn find<'a>(
         &'a self,
         registry: &'a str,
