@@ -372,10 +372,14 @@ async fn two_replicas_ask_once(place: Place) {
         api.set(&device, &image).await.expect(200);
     }
     let other = std::sync::Arc::clone(&api.app);
-    let later = clock::now().plus_ms(200_000);
+    api.post("/api/v1/images/refresh", &api.admin, json!({}))
+        .await
+        .expect(202);
+    // What one of them has asked for is not due again before the interval is over.
+    let now = clock::now();
     let (one, two) = tokio::join!(
-        refresh_tags::run_once(&api.app, later),
-        refresh_tags::run_once(&other, later)
+        refresh_tags::run_once(&api.app, now),
+        refresh_tags::run_once(&other, now)
     );
     one.unwrap();
     two.unwrap();
