@@ -12,9 +12,10 @@ use holdfast_proto::target::ServiceTarget;
 
 use crate::Situation;
 use crate::history::ServiceHistory;
+use crate::hold::Hold;
 use crate::observed::{ImagePresence, Observed, StoredImage};
 use crate::service::wait_until;
-use crate::step::{Hold, Plan, PullReason, Step};
+use crate::step::{Plan, PullReason, Step};
 
 /// Where tags live that nobody can pull or push: the agent's own names for images that must stay.
 const KEEP: &str = "holdfast.local/keep";

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use holdfast_proto::id::ServiceKey;
 
 use crate::Situation;
+use crate::hold::Hold;
 use crate::network::{NetworkKey, attachments, wanted_networks};
 use crate::observed::{ContainerRef, ContainerState, Network};
 use crate::service::hold_failed_step;
-use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
+use crate::step::{Plan, RemoveReason, Step, StopReason};
 
 /// Their containers go, then their sandboxes and networks, then the memory of them.
 pub(crate) fn plan(situation: &Situation<'_>, in_target: &BTreeSet<ServiceKey>, plan: &mut Plan) {

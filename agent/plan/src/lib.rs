@@ -13,6 +13,7 @@
 mod disk;
 mod health;
 mod history;
+mod hold;
 mod images;
 mod leave;
 mod network;
@@ -30,6 +31,7 @@ use holdfast_proto::time::Timestamp;
 pub use disk::{Disk, Shortage};
 pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
+pub use hold::Hold;
 pub use images::{canonical, keep_tag, rollback_ready};
 pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
 pub use observed::{
@@ -37,7 +39,7 @@ pub use observed::{
     NetworkState, Observed, Published, Sandbox, StoredImage, Stranger,
 };
 pub use schedule::{Closed, Opening, ZonedWindow, opening};
-pub use step::{Hold, Plan, PullReason, RemoveReason, Step, StopReason};
+pub use step::{Plan, PullReason, RemoveReason, Step, StopReason};
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]

@@ -14,8 +14,9 @@ use holdfast_proto::time::Timestamp;
 use crate::Situation;
 use crate::health::ends_by_itself;
 use crate::history::{Retry, ServiceHistory};
+use crate::hold::Hold;
 use crate::observed::{Container, ContainerState};
-use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
+use crate::step::{Plan, RemoveReason, Step, StopReason};
 
 /// The decision for one service of the target.
 pub(crate) fn plan(

@@ -6,9 +6,10 @@ use holdfast_proto::spec::{NetworkMode, RestartPolicy};
 use holdfast_proto::target::{Identity, ServiceTarget};
 
 use super::View;
+use crate::hold::Hold;
 use crate::network::{NetworkKey, SandboxSpec, attachments, lends_its_network, needs_sandbox};
 use crate::observed::{Container, ContainerState, NetworkState, Sandbox};
-use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
+use crate::step::{Plan, RemoveReason, Step, StopReason};
 
 /// Where a container's network comes from.
 pub(super) enum Link<'a> {

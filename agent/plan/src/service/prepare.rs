@@ -5,9 +5,10 @@ use holdfast_proto::target::ServiceTarget;
 use super::link::Link;
 use super::{View, wait_until};
 use crate::disk::{self, Shortage};
+use crate::hold::Hold;
 use crate::images::{self, keep_tag};
 use crate::observed::ImagePresence;
-use crate::step::{Hold, Plan, PullReason, Step};
+use crate::step::{Plan, PullReason, Step};
 
 impl View<'_> {
     /// Gets the image and makes the container.

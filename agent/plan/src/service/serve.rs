@@ -7,8 +7,9 @@ use holdfast_proto::target::ServiceTarget;
 use super::link::Link;
 use super::{View, identity_of};
 use crate::health::ends_by_itself;
+use crate::hold::Hold;
 use crate::observed::{Amounts, Container, ContainerState};
-use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
+use crate::step::{Plan, RemoveReason, Step, StopReason};
 
 impl<'a> View<'a> {
     /// Keeps a spec running that passed its gate before.

@@ -6,8 +6,9 @@ use holdfast_proto::target::ServiceTarget;
 use super::link::Link;
 use super::{View, identity_of, wait_until};
 use crate::health::{RejectReason, Verdict, judge};
+use crate::hold::Hold;
 use crate::observed::{Container, ContainerState};
-use crate::step::{Hold, Plan, RemoveReason, Step, StopReason};
+use crate::step::{Plan, RemoveReason, Step, StopReason};
 
 impl<'a> View<'a> {
     /// Why no further attempt at `service` is made: it cost the agent or a trial its life too often.
