@@ -17,6 +17,7 @@ use reqwest::header::{
 };
 use reqwest::{Response, StatusCode, Url};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::enrolment::Token;
 use crate::fault::foreign;
@@ -250,21 +251,30 @@ impl Client {
         key: &Token,
         request: &EnrolRequest,
     ) -> Result<EnrolResponse, ClientError> {
-        let what = "enrol";
-        let body = encode(what, request)?;
+        self.ask("enrol", "enroll", key, request).await
+    }
+
+    /// Sends a question and reads the short answer.
+    async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        path: &str,
+        token: &Token,
+        question: &Q,
+    ) -> Result<A, ClientError> {
         let sent = self
             .http
-            .post(self.origin.path("enroll"))
-            .headers(authorised(what, key)?)
+            .post(self.origin.path(path))
+            .headers(authorised(what, token)?)
             .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .body(body)
+            .body(encode(what, question)?)
             .send()
             .await;
         let answer = accepted(what, sent).await?;
         let body = read(what, answer, MAX_ANSWER_BYTES).await?;
         serde_json::from_slice(&body).map_err(|error| ClientError::Nonsense {
             what,
-            // The text of a JSON error may quote the token.
+            // The text of a JSON error may quote a secret of the answer.
             detail: format!("line {}, column {}", error.line(), error.column()),
         })
     }
@@ -316,25 +326,12 @@ impl Client {
         token: &Token,
         image: &str,
     ) -> Result<PullLogin, ClientError> {
-        let what = "give a login for a pull";
         let request = PullLoginRequest {
             image: image.to_owned(),
         };
-        let sent = self
-            .http
-            .post(self.origin.path(&format!("devices/{device}/pull-tokens")))
-            .headers(authorised(what, token)?)
-            .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .body(encode(what, &request)?)
-            .send()
-            .await;
-        let answer = accepted(what, sent).await?;
-        let body = read(what, answer, MAX_ANSWER_BYTES).await?;
-        serde_json::from_slice(&body).map_err(|error| ClientError::Nonsense {
-            what,
-            // The text of a JSON error may quote the login.
-            detail: format!("line {}, column {}", error.line(), error.column()),
-        })
+        let path = format!("devices/{device}/pull-tokens");
+        self.ask("give a login for a pull", &path, token, &request)
+            .await
     }
 
     /// Tells the current state.
