@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use holdfast_proto::image::Reference;
 use holdfast_proto::updates::{UpdateFinding, UpdateReport};
-use holdfast_registry::{DockerConfig, Environment, Keychain, Keychains, RegistrySettings};
+use holdfast_registry::{Keychains, Now, RegistrySettings};
 
 use super::{EXIT_FAILED, EXIT_OK, EXIT_UPDATES, Output, json, table};
+use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
@@ -52,24 +53,18 @@ pub(super) async fn scan(
     Ok(exit_code(&reports))
 }
 
-/// The logins of whoever asks: the environment's, then those that `docker login` left.
+/// The logins of whoever asks: those of the environment, of `docker login` and of the clouds it names.
 fn keychains(talk: &mut dyn Write) -> std::io::Result<Keychains> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let mut all: Vec<Arc<dyn Keychain>> = Vec::new();
-    if let Some(login) = Environment::read(variable) {
-        all.push(Arc::new(login));
-    }
-    let folder = variable("DOCKER_CONFIG").map(PathBuf::from);
-    let folder = folder.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")));
-    let file = folder.map(|folder| folder.join("config.json"));
-    if let Some(file) = file.filter(|file| file.exists()) {
-        match DockerConfig::load(&file) {
-            Ok(config) => all.push(Arc::new(config)),
-            // What needs no login can be asked without one.
-            Err(error) => writeln!(talk, "no logins: {}", crate::fault::chain(&error))?,
+    let clock = SystemClock::start();
+    let now: Now = Arc::new(move || clock.now());
+    match Keychains::of_environment(|name| std::env::var(name).ok(), &now) {
+        Ok(keychains) => Ok(keychains),
+        // What needs no login can be asked without one.
+        Err(error) => {
+            writeln!(talk, "no logins: {}", crate::fault::chain(&error))?;
+            Ok(Keychains::default())
         }
     }
-    Ok(Keychains(all))
 }
 
 /// What the engine was told about the registries of these containers: which are spoken to in plain HTTP,

@@ -159,7 +159,7 @@ impl Pull {
         }
     }
 
-    /// Same or not is decided by the kind of digest that the store uses (3-contract, section 3).
+    /// Same or not is decided by the kind of digest that the store uses: see [`Content`].
     fn verify(&self, found: &EngineImage) -> Result<(), PullError> {
         let Expected {
             manifest_digest: manifest,
