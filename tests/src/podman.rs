@@ -108,8 +108,11 @@ fn environment(folder: &Path) -> Vec<(String, String)> {
 
 /// Removes every container, network, volume and image of it; what fails is left to the next start.
 fn reset(folder: &Path) {
+    // Twice: a container whose network another one uses goes only after that one.
+    let rm = &["rm", "--all", "--force", "--time=0"][..];
     for words in [
-        &["rm", "--all", "--force", "--time=0"][..],
+        rm,
+        rm,
         &["network", "prune", "--force"],
         &["volume", "prune", "--force"],
         &["rmi", "--all", "--force"],

@@ -325,37 +325,56 @@ fn remove_all(socket: &Path, label: &str) {
             let _ = docker(&[remove, &words].concat());
         }
     };
-    remove(&["ps", "--all"], &["rm", "--force", "--volumes"]);
+    // Twice: Podman keeps a container whose network another one uses until that one is gone.
+    for _ in 0..2 {
+        remove(&["ps", "--all"], &["rm", "--force", "--volumes"]);
+    }
     remove(&["network", "ls"], &["network", "rm"]);
 }
 
 /// The page a web service shows on a published port, or why there is none.
 pub async fn page(port: u16) -> Result<String, String> {
-    let url = format!("http://127.0.0.1:{port}/");
-    let answer = api::client()
-        .get(url)
-        .timeout(Duration::from_secs(2))
-        .send()
-        .await;
-    match answer {
-        Ok(answer) => answer
-            .text()
-            .await
-            .map(|text| text.trim().to_owned())
-            .map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
+    let ask = async || {
+        let asked = api::client()
+            .get(format!("http://127.0.0.1:{port}/"))
+            .timeout(Duration::from_secs(2));
+        let page = asked.send().await?.text().await?;
+        Ok::<_, reqwest::Error>(page.trim().to_owned())
+    };
+    // With every cause: whether it was refused, reset or silent tells where to look.
+    ask()
+        .await
+        .map_err(|error| format!("{:#}", anyhow::Error::new(error)))
 }
 
 /// Waits until a published port shows this page.
-pub async fn wait_for_page(port: u16, text: &str) {
-    wait_for(
-        &format!("the page `{text}`"),
-        CONVERGES_WITHIN,
-        async || {
+///
+/// # Panics
+/// When the deadline passes, with what this machine's network looked like then.
+#[track_caller]
+pub fn wait_for_page(port: u16, text: &str) -> impl Future<Output = ()> {
+    let place = std::panic::Location::caller();
+    async move {
+        let what = format!("the page `{text}`");
+        let shown = try_wait_for(&what, CONVERGES_WITHIN, async || {
             let found = page(port).await?;
             if found == text { Ok(()) } else { Err(found) }
-        },
+        });
+        if let Err(error) = shown.await {
+            panic!("{place}: {error}\n{}", network(port));
+        }
+    }
+}
+
+/// Links, routes, neighbours and what concerns a port: why a packet may not arrive.
+fn network(port: u16) -> String {
+    let script = format!(
+        "ip -br addr; ip -4 route; ip neigh; grep -ahoE 'container-ip.*' /proc/[0-9]*/cmdline \
+         | tr '\\0' ' '; ss -Hltnp 'sport = :{port}'; iptables-save | grep {port}"
+    );
+    let found = Command::new("sh").args(["-c", &script]).output();
+    found.map_or_else(
+        |e| e.to_string(),
+        |found| String::from_utf8_lossy(&found.stdout).into_owned(),
     )
-    .await;
 }

@@ -68,8 +68,9 @@ sweep() {
             \( -path "*/$(cat "$dir/cgroup")" -o -path "*/$(cat "$dir/cgroup")/*" \) \
             -exec rmdir {} + 2> /dev/null
     fi
-    unmount "$dir/"
+    # First: what names them may lie on a disk of the engine's own.
     bridges
+    unmount "$dir/"
     [ -s "$dir/bridge" ] && ip link del "$(cat "$dir/bridge")"
     rm -rf "$dir/data" "$dir/exec" "$dir/docker.sock" "$dir/docker.pid" "$dir/bridge" "$dir/cgroup"
 }
