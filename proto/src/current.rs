@@ -55,6 +55,9 @@ pub struct CurrentState {
     /// What is not done and why.
     #[serde(default)]
     pub holds: Vec<HoldReport>,
+    /// Images on their way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pulls: Vec<PullReport>,
     /// The machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<SystemReport>,
@@ -141,6 +144,25 @@ pub struct HoldReport {
     pub detail: String,
 }
 
+/// How far an image on its way is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PullReport {
+    /// The repository.
+    pub image: String,
+    /// Bytes of it that are on the device already, compressed.
+    pub fetched_bytes: u64,
+    /// Bytes in all, if the engine has none of its layers yet.
+    pub most_bytes: u64,
+    /// How fast they come, over the whole pull; none in its first seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// When all of them would be there at this speed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+}
+
 /// The machine's figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -160,6 +182,9 @@ pub struct SystemReport {
     pub disk_total_bytes: u64,
     /// Seconds since the machine started.
     pub uptime_seconds: u64,
+    /// Names this start of the machine: two machines under one name are told apart by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
 }
 
 /// The container engine's own account.

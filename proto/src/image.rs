@@ -8,10 +8,12 @@ mod platform;
 mod reference;
 mod same;
 
-pub use digest::{ConfigDigest, Digest, DigestError, IndexDigest, ManifestDigest, TopDigest};
+pub use digest::{
+    ConfigDigest, Digest, DigestError, Hasher, IndexDigest, ManifestDigest, TopDigest,
+};
 pub use pin::{Expected, Pin, PlatformImage, Resolution, ResolutionStatus, ResolvedImage};
 pub use platform::{Platform, PlatformError};
-pub use reference::{Reference, ReferenceError, Repository};
+pub use reference::{Reference, ReferenceError, Repository, written_registry};
 pub use same::{
     Content, Doubt, ImageStore, Pulled, Running, Same, compare, compare_earlier, wanted,
 };

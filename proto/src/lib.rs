@@ -4,11 +4,15 @@
 //! State documents (target state, current state, and what is inside) are camelCase, everything
 //! else is `snake_case`.
 
+pub mod compose;
 pub mod current;
 pub mod hash;
 pub mod id;
 pub mod image;
+pub mod image_updates;
+pub mod notification;
 pub mod operator;
+pub mod policy;
 pub mod problem;
 pub mod pull;
 pub mod spec;

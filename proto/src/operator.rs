@@ -90,6 +90,10 @@ pub struct DeviceSummary {
     pub reported_generation: Option<u64>,
     /// The status it last reported, if it ever did.
     pub update_status: Option<crate::current::UpdateStatus>,
+    /// Since when it is in quarantine: two machines report under its name, or an operator said so. It gets
+    /// nothing, and nothing of it is taken, until it is enrolled again or released.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub quarantined_at: Option<Timestamp>,
 }
 
 /// One page of a list.

@@ -84,6 +84,14 @@ impl Pointer {
             detail: detail.into(),
         }
     }
+
+    /// An error of a document that stands at this place in a larger one.
+    pub fn beneath(&self, error: FieldError) -> FieldError {
+        FieldError {
+            pointer: format!("{}{}", self.0, error.pointer),
+            detail: error.detail,
+        }
+    }
 }
 
 /// Reads JSON as `T`; a fault names the field it is in.

@@ -29,6 +29,13 @@ impl Timestamp {
         Self(self.0.saturating_add(millis))
     }
 
+    /// This instant as mail writes it (RFC 5322, section 3.3), to the second; nothing outside the years it knows.
+    pub fn rfc_5322(self) -> Option<String> {
+        let instant = jiff::Timestamp::from_millisecond(self.0).ok()?;
+        let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+        printer.timestamp_to_string(&instant).ok()
+    }
+
     /// Milliseconds from `earlier` to this instant; negative when `earlier` is later.
     pub const fn since_ms(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
@@ -101,6 +108,14 @@ mod tests {
         assert_eq!(instant.to_string(), "2026-11-21T05:40:00.123Z");
         assert_eq!("2026-11-21T05:40:00.123Z".parse(), Ok(instant));
         assert_eq!("2026-11-21T06:40:00.123+01:00".parse(), Ok(instant));
+    }
+
+    #[test]
+    fn writes_what_mail_reads() {
+        let instant = Timestamp::from_millis(1_795_239_600_123);
+        let written = instant.rfc_5322().unwrap();
+        assert_eq!(written, "Sat, 21 Nov 2026 05:40:00 -0000");
+        assert_eq!(Timestamp::from_millis(i64::MAX).rfc_5322(), None);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Owns update windows as people write them: days, start, end and time zone.
 //!
-//! Refuses what could mean two things. Whether a zone exists is for the device to say: it has the zone
-//! data, this crate has not.
+//! Refuses what could mean two things. Whether a zone exists is for whoever has the zone data to say: this crate has
+//! none.
+
+pub mod opening;
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,15 +21,20 @@ pub const MAX_WINDOWS: usize = 32;
 /// when `end` is not later than `start`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UpdateWindow {
     /// Days it begins on, `mon` to `sun`; every day when absent.
     #[serde(default, skip_serializing_if = "Days::are_all")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
     pub days: Days,
     /// When it begins, `22:00`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub start: TimeOfDay,
     /// When it ends, `04:00`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub end: TimeOfDay,
     /// The zone of both, by its IANA name such as `Europe/Berlin`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub timezone: ZoneName,
 }
 

@@ -60,6 +60,12 @@ pub(crate) async fn read(
     if let Some(error) = refusal(registry, &what, &response) {
         return Err(error);
     }
+    let is_page = |content_type: &String| content_type.starts_with("text/html");
+    if fetched.content_type.as_ref().is_some_and(is_page) {
+        return Err(RegistryError::WebPage {
+            registry: registry.to_owned(),
+        });
+    }
     if !is_head {
         fetched.body = body(registry, &what, response, question.limit).await?;
     }
@@ -114,7 +120,7 @@ pub(crate) fn refusal(registry: &str, what: &str, response: &Response) -> Option
 }
 
 /// How long the registry wants peace, if it says.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let seconds = retry_after_seconds(text(RETRY_AFTER)?, text(DATE))?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
@@ -142,14 +148,21 @@ pub(crate) fn broken(registry: &str, error: &reqwest::Error) -> RegistryError {
     if error.is_timeout() {
         return RegistryError::TimedOut { registry };
     }
+    RegistryError::Unreachable {
+        registry,
+        reason: deepest(error),
+    }
+}
+
+/// The deepest cause of a transport failure.
+pub(crate) fn deepest(error: &reqwest::Error) -> String {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
     // The outermost text may name the address; a cause underneath does not.
-    let reason = match std::error::Error::source(error) {
+    match std::error::Error::source(error) {
         Some(_) => deepest.to_string(),
         None => "the request failed".to_owned(),
-    };
-    RegistryError::Unreachable { registry, reason }
+    }
 }

@@ -10,7 +10,7 @@ use crate::documents::Kept;
 use crate::error::RegistryError;
 use crate::filter::Filter;
 use crate::lanes::Lanes;
-use crate::manifest::{Configuration, Document};
+use crate::manifest::{ACCEPT_MANIFESTS, Configuration, Document, MAX_MANIFEST_BYTES};
 use crate::place::Place;
 use crate::settings::{Identity, Settings};
 use crate::ways::Ways;
@@ -42,10 +42,48 @@ pub(crate) struct Question<'a> {
     pub(crate) name: &'a str,
     pub(crate) accept: &'static str,
     pub(crate) if_none_match: Option<&'a Digest>,
+    /// Read in parts from this byte on, for as long as it takes; whole within the time-out without.
+    pub(crate) streams_from: Option<u64>,
     pub(crate) limit: usize,
 }
 
-impl Question<'_> {
+static GET: Method = Method::GET;
+
+impl<'a> Question<'a> {
+    /// For a manifest or an index, by its tag or digest.
+    pub(crate) fn manifest(
+        repository: &'a Repository,
+        who: Option<&'a Identity>,
+        name: &'a str,
+    ) -> Self {
+        Self {
+            repository,
+            who,
+            method: &GET,
+            kind: "manifests",
+            name,
+            accept: ACCEPT_MANIFESTS,
+            if_none_match: None,
+            streams_from: None,
+            limit: MAX_MANIFEST_BYTES,
+        }
+    }
+
+    /// For a blob, by its digest.
+    pub(crate) fn blob(
+        repository: &'a Repository,
+        who: Option<&'a Identity>,
+        name: &'a str,
+        limit: usize,
+    ) -> Self {
+        Self {
+            kind: "blobs",
+            accept: "*/*",
+            limit,
+            ..Self::manifest(repository, who, name)
+        }
+    }
+
     /// What is asked for, in words.
     pub(crate) fn what(&self) -> String {
         format!(
@@ -77,32 +115,39 @@ impl Client {
 
     /// Asks the mirrors, then the registry itself; the first good answer counts.
     pub(crate) async fn fetch(&self, question: &Question<'_>) -> Result<Fetched, RegistryError> {
-        let repository = question.repository;
+        for mirror in self.mirrors(question) {
+            match self.fetch_at(question, &mirror).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => self.pass_by(&mirror, &error),
+            }
+        }
+        self.fetch_at(question, &Place::origin(question.repository))
+            .await
+    }
+
+    /// The mirrors that are worth a try, in their order.
+    pub(crate) fn mirrors(&self, question: &Question<'_>) -> Vec<Place> {
         // Whoever has credentials of their own has them for the registry itself.
-        let mirrors = match question.who {
-            None => Place::mirrors(&self.settings, repository),
+        let mut mirrors = match question.who {
+            None => Place::mirrors(&self.settings, question.repository),
             Some(_) => Vec::new(),
         };
-        for mirror in mirrors {
-            if !self.lanes.is_rested(&mirror.registry) {
-                continue;
-            }
-            let error = match self.fetch_at(question, &mirror).await {
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => error,
-            };
-            if matches!(
-                error,
-                RegistryError::Unreachable { .. } | RegistryError::TimedOut { .. }
-            ) {
-                self.lanes.rest(&mirror.registry);
-            }
-            tracing::debug!(
-                mirror = %mirror.host, registry = repository.registry(), error = %error,
-                "a mirror did not answer; the next one is asked"
-            );
+        mirrors.retain(|mirror| self.lanes.is_rested(&mirror.registry));
+        mirrors
+    }
+
+    /// Goes on to the next: one that cannot be reached is left alone for a while.
+    pub(crate) fn pass_by(&self, mirror: &Place, error: &RegistryError) {
+        if matches!(
+            error,
+            RegistryError::Unreachable { .. } | RegistryError::TimedOut { .. }
+        ) {
+            self.lanes.rest(&mirror.registry);
         }
-        self.fetch_at(question, &Place::origin(repository)).await
+        tracing::debug!(
+            mirror = %mirror.host, path = mirror.path, error = %error,
+            "a mirror did not answer; the next one is asked"
+        );
     }
 
     async fn fetch_at(

@@ -7,13 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_proto::image::{Digest, Platform, Repository};
-use reqwest::Method;
 
 use crate::client::{Client, Question};
 use crate::error::RegistryError;
-use crate::manifest::{
-    ACCEPT_MANIFESTS, Configuration, Document, MAX_MANIFEST_BYTES, configuration, read,
-};
+use crate::manifest::{Configuration, Document, configuration, read};
 use crate::settings::Identity;
 
 /// Documents kept of each kind: a few kilobytes each, a fleet's images and their platforms many times over.
@@ -115,16 +112,7 @@ impl Client {
         name: &str,
         wanted: Option<Digest>,
     ) -> Result<(Digest, Document), RegistryError> {
-        let question = Question {
-            repository: asker.repository,
-            who: asker.who,
-            method: &Method::GET,
-            kind: "manifests",
-            name,
-            accept: ACCEPT_MANIFESTS,
-            if_none_match: None,
-            limit: MAX_MANIFEST_BYTES,
-        };
+        let question = Question::manifest(asker.repository, asker.who, name);
         let fetched = self.fetch(&question).await?;
         let what = question.what();
         let announced = fetched
@@ -145,16 +133,7 @@ impl Client {
             return Ok(configuration);
         }
         let name = digest.to_string();
-        let question = Question {
-            repository: asker.repository,
-            who: asker.who,
-            method: &Method::GET,
-            kind: "blobs",
-            name: &name,
-            accept: "*/*",
-            if_none_match: None,
-            limit: MAX_CONFIG_BYTES,
-        };
+        let question = Question::blob(asker.repository, asker.who, &name, MAX_CONFIG_BYTES);
         let fetched = self.fetch(&question).await?;
         let what = question.what();
         verified(&what, &fetched.body, [digest])?;
@@ -179,7 +158,7 @@ impl Client {
 }
 
 /// The digest of the bytes, if it is every one that was announced.
-fn verified(
+pub(crate) fn verified(
     what: &str,
     bytes: &[u8],
     announced: impl IntoIterator<Item = Digest>,

@@ -76,6 +76,12 @@ pub enum RegistryError {
         /// The bound.
         limit: usize,
     },
+    /// Somebody else answers in its place.
+    #[error("{registry} answers with a web page: is there a captive portal or a proxy in between?")]
+    WebPage {
+        /// The registry.
+        registry: String,
+    },
     /// The bytes are not what their digest says.
     #[error("{what} was announced as {announced} but hashes to {found}")]
     DigestMismatch {
@@ -89,6 +95,14 @@ pub enum RegistryError {
     /// The document is not one we can use.
     #[error("{what} is not a usable manifest: {why}")]
     BadManifest {
+        /// What was read.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The bytes that were offered are not those that were asked for.
+    #[error("{what} cannot be used: {why}")]
+    BadBlob {
         /// What was read.
         what: String,
         /// What is wrong with it.
@@ -157,7 +171,9 @@ impl RegistryError {
             }
             Self::Unreachable { .. }
             | Self::TimedOut { .. }
+            | Self::WebPage { .. }
             | Self::DigestMismatch { .. }
+            | Self::BadBlob { .. }
             | Self::Unauthorized { .. }
             | Self::Keychain { .. }
             | Self::BadToken { .. }
@@ -173,6 +189,18 @@ impl RegistryError {
         }
     }
 
+    /// Whether it says nothing of what was asked for: any other question would end so now.
+    pub fn is_general(&self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited { .. }
+                | Self::Server { .. }
+                | Self::Unreachable { .. }
+                | Self::TimedOut { .. }
+                | Self::WebPage { .. }
+        )
+    }
+
     /// Stable name of the failure, for reports and metrics.
     pub fn code(&self) -> &'static str {
         match self {
@@ -184,8 +212,10 @@ impl RegistryError {
             Self::TimedOut { .. } => "timed_out",
             Self::Server { .. } => "server_error",
             Self::TooLarge { .. } => "too_large",
+            Self::WebPage { .. } => "web_page",
             Self::DigestMismatch { .. } => "digest_mismatch",
             Self::BadManifest { .. } => "bad_manifest",
+            Self::BadBlob { .. } => "bad_blob",
             Self::Schema1 { .. } => "schema1",
             Self::RealmRefused { .. } => "realm_refused",
             Self::RedirectRefused { .. } => "redirect_refused",

@@ -2,7 +2,9 @@
 //!
 //! Refuses to take a login along to another host, and to follow redirects for ever.
 
-use reqwest::header::{ACCEPT, IF_NONE_MATCH, LOCATION};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, IF_NONE_MATCH, LOCATION, RANGE};
 use reqwest::{Response, StatusCode, Url};
 use tokio::time::Instant;
 
@@ -16,6 +18,9 @@ use crate::settings::Exchange;
 
 /// Redirects followed: a registry sends to its blob store, which may move once more.
 const MAX_REDIRECTS: usize = 3;
+
+/// Longest life of one request for a blob; silence and slowness end it long before.
+const STREAM_LIMIT: Duration = Duration::from_hours(24);
 
 /// An answer, and whose it is.
 #[derive(Debug)]
@@ -65,6 +70,14 @@ impl Client {
                 .header(ACCEPT, question.accept);
             if let Some(digest) = question.if_none_match {
                 request = request.header(IF_NONE_MATCH, format!("\"{digest}\""));
+            }
+            if let Some(from) = question.streams_from {
+                request = request
+                    .timeout(STREAM_LIMIT)
+                    .header(ACCEPT_ENCODING, "identity");
+                if from > 0 {
+                    request = request.header(RANGE, format!("bytes={from}-"));
+                }
             }
             match login.filter(|_| by_registry) {
                 Some(Login::Bearer { token, .. }) => request = request.bearer_auth(token.expose()),

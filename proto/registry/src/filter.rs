@@ -93,7 +93,8 @@ impl Filter {
         self.proxies.takes(url)
     }
 
-    fn is_known(&self, registry: &str, host: &str, port: Option<u16>) -> bool {
+    /// Whether the configuration names a host, for a registry's business.
+    pub(crate) fn is_known(&self, registry: &str, host: &str, port: Option<u16>) -> bool {
         let of_registry = host_of(registry) == host && self.registries.contains(registry);
         let ports = self.known.get(host);
         of_registry || ports.is_some_and(|ports| ports.contains(&None) || ports.contains(&port))
@@ -101,7 +102,10 @@ impl Filter {
 
     fn judge(&self, host: &str, address: IpAddr, is_known: bool) -> Result<(), AddressRefused> {
         match (zone(address), self.reach) {
-            (Zone::Forbidden, _) => Err(refused(host, "no registry has such an address")),
+            (Zone::Forbidden, _) => Err(refused(
+                host,
+                "nothing that may be asked has such an address",
+            )),
             (Zone::Private, Reach::Configured) if !is_known => Err(refused(
                 host,
                 "it is in a private network, and not configured",
@@ -141,6 +145,24 @@ impl Filter {
             // The proxy may know it; without one, connecting will fail and say why.
             Err(_) => Ok(()),
         }
+    }
+
+    /// The addresses of a host for a connection that is made without us, each judged for its port.
+    pub(crate) async fn reachable(
+        &self,
+        registry: &str,
+        host: &str,
+        port: u16,
+    ) -> io::Result<Result<Vec<IpAddr>, AddressRefused>> {
+        let is_known = self.is_known(registry, host, Some(port));
+        let found = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => (self.lookup)(host.to_owned()).await?,
+        };
+        let judged = found
+            .iter()
+            .try_for_each(|address| self.judge(host, *address, is_known));
+        Ok(judged.map(|()| found))
     }
 
     /// One bad address among good ones is a try: none of them is used.

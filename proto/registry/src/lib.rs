@@ -7,9 +7,11 @@ mod about;
 mod addresses;
 mod answer;
 mod auth;
+mod blob;
 mod cache;
 mod candidates;
 mod client;
+mod contents;
 mod documents;
 mod error;
 mod exchange;
@@ -19,6 +21,7 @@ mod keychain;
 mod lanes;
 mod login;
 mod manifest;
+mod outward;
 mod place;
 mod proxies;
 mod pull_token;
@@ -29,13 +32,16 @@ mod tags;
 mod ways;
 
 pub use about::About;
+pub use blob::{Blob, BlobRequest};
 pub use candidates::{MAX_CANDIDATES, MAX_TAGS, candidates, may_have_candidates};
 pub use client::Client;
+pub use contents::{Contents, Piece};
 pub use error::{RegistryError, RetryAdvice};
 pub use keychain::{
     Cloud, CloudKeychain, DockerConfig, DockerConfigError, Environment, EnvironmentError, Keychain,
     KeychainError, Keychains, Keys, Now,
 };
+pub use outward::{Outward, OutwardError, OutwardSettings, Post, Said};
 pub use proxies::Proxies;
 pub use pull_token::{PullAccess, PullToken};
 pub use release_link::release_link;

@@ -4,8 +4,8 @@
 
 use std::borrow::Cow;
 
-use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
+use reqwest::{Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::answer::{Fetched, body, read, refusal};
@@ -22,17 +22,26 @@ const MAX_TOKEN_BYTES: usize = 64 << 10;
 const CLIENT_ID: &str = "holdfast";
 
 impl Client {
-    /// Asks with the login that worked last; follows one challenge, not two.
+    /// Asks, and reads the whole answer.
     pub(crate) async fn fetch_with_login(
         &self,
         question: &Question<'_>,
         place: &Place,
     ) -> Result<Fetched, RegistryError> {
-        let registry = place.registry.as_str();
+        let response = self.ask_with_login(question, place).await?;
+        read(question, &place.registry, response).await
+    }
+
+    /// Asks with the login that worked last; follows one challenge, not two.
+    pub(crate) async fn ask_with_login(
+        &self,
+        question: &Question<'_>,
+        place: &Place,
+    ) -> Result<Response, RegistryError> {
         let known = self.logins.get(place, question.who, Instant::now());
         let sent = self.send(question, place, known.as_ref()).await?;
         if sent.response.status() != StatusCode::UNAUTHORIZED || !sent.by_registry {
-            return read(question, registry, sent.response).await;
+            return Ok(sent.response);
         }
         // A login that was good may have been revoked: one fresh challenge decides.
         self.logins.forget(place, question.who);
@@ -44,7 +53,7 @@ impl Client {
         if sent.response.status() != StatusCode::UNAUTHORIZED {
             self.logins.put(place, question.who, login, Instant::now());
         }
-        read(question, registry, sent.response).await
+        Ok(sent.response)
     }
 
     /// Whoever asks has credentials for the registry itself; a mirror knows the configured ones alone.

@@ -62,13 +62,13 @@ impl Proxies {
     }
 
     /// The hosts of the proxies themselves.
-    pub(crate) fn hosts(&self) -> impl Iterator<Item = &str> {
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
         let both = [&self.http, &self.https];
         both.into_iter().flatten().filter_map(Url::host_str)
     }
 
     /// Whether there is any.
-    pub(crate) fn is_any(&self) -> bool {
+    pub fn is_any(&self) -> bool {
         self.http.is_some() || self.https.is_some()
     }
 

@@ -14,7 +14,6 @@ use crate::answer::refusal;
 use crate::auth::{Login, TokenRequest, bearer, challenges};
 use crate::client::{Client, Question};
 use crate::error::RegistryError;
-use crate::manifest::{ACCEPT_MANIFESTS, MAX_MANIFEST_BYTES};
 use crate::place::Place;
 use crate::settings::{Credentials, Identity, Secret};
 
@@ -79,14 +78,8 @@ impl Client {
             None => reference.tag_or_latest().to_owned(),
         };
         let question = Question {
-            repository: reference.repository(),
-            who,
             method: &Method::HEAD,
-            kind: "manifests",
-            name: &name,
-            accept: ACCEPT_MANIFESTS,
-            if_none_match: None,
-            limit: MAX_MANIFEST_BYTES,
+            ..Question::manifest(reference.repository(), who, &name)
         };
         let sent = self.send(&question, place, None).await?;
         if sent.response.status() != StatusCode::UNAUTHORIZED {

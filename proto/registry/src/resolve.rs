@@ -13,7 +13,7 @@ use crate::cache::Key;
 use crate::client::{Client, Question};
 use crate::documents::Asker;
 use crate::error::RegistryError;
-use crate::manifest::{ACCEPT_MANIFESTS, Content, Entry, MAX_MANIFEST_BYTES};
+use crate::manifest::{Content, Entry};
 use crate::settings::Identity;
 
 /// Indexes inside indexes that are followed (OCI allows nesting; one level is in real use).
@@ -97,14 +97,9 @@ impl Client {
             return self.image(asker, digest).await.map(Resolved::Image);
         };
         let question = Question {
-            repository,
-            who,
             method: &Method::HEAD,
-            kind: "manifests",
-            name: tag,
-            accept: ACCEPT_MANIFESTS,
             if_none_match: Some(known),
-            limit: MAX_MANIFEST_BYTES,
+            ..Question::manifest(repository, who, tag)
         };
         // HEAD is free where GET counts against a limit, and tells all we need when nothing moved.
         let head = self.fetch(&question).await?;

@@ -105,7 +105,9 @@ impl FromStr for Mirror {
             text.chars()
                 .all(|c| c.is_ascii_alphanumeric() || more.contains(c))
         };
-        if authority.is_empty() || !plain(authority, ".-:[]") || !plain(path, "._-/") {
+        let is_host = !authority.is_empty() && !authority.ends_with(':');
+        let is_path = !path.starts_with('/') && !path.contains("//");
+        if !is_host || !is_path || !plain(authority, ".-:[]") || !plain(path, "._-/") {
             return Err(MirrorError(text.chars().take(80).collect()));
         }
         let prefix = if path.is_empty() {

@@ -62,6 +62,7 @@ impl Client {
                 name: &name,
                 accept: "application/json",
                 if_none_match: None,
+                streams_from: None,
                 limit: MAX_PAGE_BYTES,
             };
             let fetched = self.fetch(&question).await?;

@@ -29,6 +29,9 @@ pub enum ReferenceError {
         "`{0}` is not a repository path: lower-case letters, digits and single `.`, `_`, `__` or dashes between them"
     )]
     Path(String),
+    /// A tag or digest where only a name belongs.
+    #[error("write the name without `{0}`")]
+    NotAlone(String),
     /// The path is longer than 255 characters.
     #[error("a repository path has at most {MAX_PATH_CHARS} characters")]
     TooLong,
@@ -54,7 +57,29 @@ pub struct Repository {
     path: String,
 }
 
+/// A registry as it has to be written before a path: what could be a part of the path is a host only in capitals.
+pub fn written_registry(registry: &str) -> Cow<'_, str> {
+    if looks_like_host(registry) {
+        Cow::Borrowed(registry)
+    } else {
+        Cow::Owned(registry.to_ascii_uppercase())
+    }
+}
+
 impl Repository {
+    /// The repository at this path of a registry, as [`Repository::registry`] and [`Repository::path`] tell them.
+    ///
+    /// # Errors
+    /// When they are not in canonical form.
+    pub fn of(registry: &str, path: &str) -> Result<Self, ReferenceError> {
+        let found: Self = format!("{}/{path}", written_registry(registry)).parse()?;
+        if found.registry == registry && found.path == path {
+            Ok(found)
+        } else {
+            Err(ReferenceError::Host(excerpt(registry)))
+        }
+    }
+
     /// The registry's canonical name with its port, such as `docker.io` or `127.0.0.1:5000`.
     pub fn registry(&self) -> &str {
         &self.registry
@@ -63,6 +88,18 @@ impl Repository {
     /// The path inside the registry, such as `library/redis`.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The shortest name that people write and that means this: `redis`, `acme/web`, `ghcr.io/acme/web`.
+    pub fn familiar(&self) -> String {
+        let first = self.path.split('/').next().unwrap_or_default();
+        if self.registry != HUB || looks_like_host(first) {
+            return self.to_string();
+        }
+        match self.path.strip_prefix("library/") {
+            Some(short) if !short.contains('/') => short.to_owned(),
+            Some(_) | None => self.path.clone(),
+        }
     }
 
     /// The host that serves the registry's API: Docker Hub's differs from its name.
@@ -75,9 +112,23 @@ impl Repository {
     }
 }
 
+/// Reads any spelling; a tag or digest beside it is refused.
+impl FromStr for Repository {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let reference: Reference = text.parse()?;
+        match (reference.tag, reference.digest) {
+            (None, None) => Ok(reference.repository),
+            (Some(tag), _) => Err(ReferenceError::NotAlone(excerpt(&tag))),
+            (None, Some(digest)) => Err(ReferenceError::NotAlone(digest.to_string())),
+        }
+    }
+}
+
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.registry, self.path)
+        write!(f, "{}/{}", written_registry(&self.registry), self.path)
     }
 }
 

@@ -80,14 +80,15 @@ impl Keychains {
     /// What an environment knows, in this order: its own login, docker's configuration (`DOCKER_CONFIG`, or
     /// `.docker` in `HOME`; none when there is no file), the clouds of `HOLDFAST_CLOUD_LOGINS`.
     ///
-    /// # Errors
-    /// When something is named there that cannot be used. The process must have a TLS provider by now.
+    /// Beside it stands whatever is named there and cannot be used; it takes nothing from the rest. The
+    /// process must have a TLS provider by now.
     pub fn of_environment(
         variable: impl Fn(&str) -> Option<String>,
         now: &Now,
-    ) -> Result<Self, EnvironmentError> {
+    ) -> (Self, Vec<EnvironmentError>) {
         let set = |name: &str| variable(name).filter(|text| !text.is_empty());
         let mut all: Vec<Arc<dyn Keychain>> = Vec::new();
+        let mut faults = Vec::new();
         if let Some(own) = Environment::read(&variable) {
             all.push(Arc::new(own));
         }
@@ -95,33 +96,47 @@ impl Keychains {
         let folder = named.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".docker")));
         let file = folder.map(|folder| folder.join("config.json"));
         if let Some(file) = file.filter(|file| file.exists()) {
-            all.push(Arc::new(DockerConfig::load(&file)?));
+            match DockerConfig::load(&file) {
+                Ok(config) => all.push(Arc::new(config)),
+                Err(error) => faults.push(error.into()),
+            }
         }
         let words = set(ENV_CLOUDS).unwrap_or_default();
         let words = words.split(',').map(str::trim);
         for word in words.filter(|word| !word.is_empty()) {
-            let key = |name| set(name).ok_or(EnvironmentError::NoKey(name));
-            let cloud = match word {
-                "amazon" => Cloud::Amazon {
-                    keys: Keys {
-                        id: key("AWS_ACCESS_KEY_ID")?,
-                        secret: Secret::new(key("AWS_SECRET_ACCESS_KEY")?),
-                        session: set("AWS_SESSION_TOKEN").map(Secret::new),
-                    },
-                    endpoint: None,
-                    now: Arc::clone(now),
-                },
-                "google" => Cloud::Google { metadata: None },
-                "azure" => Cloud::Azure {
-                    metadata: None,
-                    exchange: None,
-                },
-                other => return Err(EnvironmentError::NoCloud(other.chars().take(40).collect())),
-            };
-            all.push(Arc::new(CloudKeychain::new(cloud)?));
+            match cloud(word, &set, now) {
+                Ok(cloud) => all.push(Arc::new(cloud)),
+                Err(error) => faults.push(error),
+            }
         }
-        Ok(Self(all))
+        (Self(all), faults)
     }
+}
+
+fn cloud(
+    word: &str,
+    set: &impl Fn(&str) -> Option<String>,
+    now: &Now,
+) -> Result<CloudKeychain, EnvironmentError> {
+    let key = |name| set(name).ok_or(EnvironmentError::NoKey(name));
+    let cloud = match word {
+        "amazon" => Cloud::Amazon {
+            keys: Keys {
+                id: key("AWS_ACCESS_KEY_ID")?,
+                secret: Secret::new(key("AWS_SECRET_ACCESS_KEY")?),
+                session: set("AWS_SESSION_TOKEN").map(Secret::new),
+            },
+            endpoint: None,
+            now: Arc::clone(now),
+        },
+        "google" => Cloud::Google { metadata: None },
+        "azure" => Cloud::Azure {
+            metadata: None,
+            exchange: None,
+        },
+        other => return Err(EnvironmentError::NoCloud(other.chars().take(40).collect())),
+    };
+    Ok(CloudKeychain::new(cloud)?)
 }
 
 #[cfg(test)]
@@ -178,7 +193,8 @@ mod tests {
             (ENV_USERNAME, "a"),
             (ENV_PASSWORD, "b"),
         ];
-        let found = of(&both).unwrap();
+        let (found, faults) = of(&both);
+        assert!(faults.is_empty(), "{faults:?}");
         for (registry, expected) in [
             ("reg.example", true),
             ("docker.io", true),
@@ -186,11 +202,19 @@ mod tests {
         ] {
             assert_eq!(found.may_know(registry), expected, "{registry}");
         }
-        assert_eq!(of(&[(ENV_DOCKER, "/nowhere")]).unwrap().0.len(), 0);
-        let error = |variables: &[(&str, &str)]| of(variables).unwrap_err().to_string();
-        assert!(error(&[(ENV_CLOUDS, "oracle,google")]).contains("`oracle`"));
+        let (none, faults) = of(&[(ENV_DOCKER, "/nowhere")]);
+        assert_eq!((none.0.len(), faults.len()), (0, 0));
+        let error = |variables: &[(&str, &str)]| match of(variables).1.as_slice() {
+            [error] => error.to_string(),
+            other => panic!("one fault expected: {other:?}"),
+        };
+        assert!(error(&[(ENV_CLOUDS, "oracle")]).contains("`oracle`"));
+        assert_eq!(of(&[(ENV_CLOUDS, "oracle,amazon")]).1.len(), 2);
         assert!(error(&[(ENV_CLOUDS, "amazon")]).contains("AWS_ACCESS_KEY_ID"));
         std::fs::write(&file, "{").unwrap();
         assert!(error(&both).contains("line 1"));
+        // What is damaged takes nothing from the rest.
+        let (left, _) = of(&both);
+        assert!(left.may_know("docker.io") && !left.may_know("reg.example"));
     }
 }

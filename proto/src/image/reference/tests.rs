@@ -31,6 +31,36 @@ fn all_spellings_of_a_hub_repository_are_one() {
 }
 
 #[test]
+fn the_familiar_name_of_a_repository_means_the_same() {
+    for (text, familiar) in [
+        ("docker.io/library/redis", "redis"),
+        ("docker.io/acme/web", "acme/web"),
+        ("docker.io/library/a/b", "library/a/b"),
+        // Without its registry this would be a host.
+        ("docker.io/evil.example/web", "docker.io/evil.example/web"),
+        ("ghcr.io/acme/web", "ghcr.io/acme/web"),
+        // In small letters this would be Docker Hub's.
+        ("Acme/web", "ACME/web"),
+    ] {
+        let repository: Repository = text.parse().unwrap();
+        let (registry, path) = (repository.registry(), repository.path());
+        assert_eq!(Repository::of(registry, path), Ok(repository.clone()));
+        assert_eq!(repository.familiar(), familiar);
+        assert_eq!(familiar.parse(), Ok(repository));
+    }
+    for (registry, path) in [
+        ("docker.io", "redis"),
+        ("index.docker.io", "a/b"),
+        ("a.b/c", "d"),
+    ] {
+        assert!(Repository::of(registry, path).is_err(), "{registry} {path}");
+    }
+    for text in ["redis:7", "redis@sha256:0", "Not A Name"] {
+        assert!(text.parse::<Repository>().is_err(), "{text}");
+    }
+}
+
+#[test]
 fn the_first_part_is_a_host_only_if_it_must_be() {
     for (text, registry, path, tag) in [
         ("user/img", "docker.io", "user/img", None),
@@ -389,7 +419,7 @@ proptest! {
 
     #[test]
     fn reads_every_well_formed_reference(
-        host in prop::option::of("(localhost|[a-z0-9]{1,8}\\.[a-z]{2,3})(:[1-9][0-9]{0,3})?"),
+        host in prop::option::of("(localhost|[A-Z][a-z]{0,3}|[a-z0-9]{1,8}\\.[a-z]{2,3})(:[1-9][0-9]{0,3})?"),
         path in "[a-z0-9]{1,6}([_-][a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}(__[a-z0-9]{1,3})?){0,2}",
         tag in prop::option::of("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}"),
         content in prop::option::of(prop::collection::vec(any::<u8>(), 0..8)),
