@@ -7,9 +7,10 @@ mod fragments;
 mod input;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use holdfast_proto::window::UpdateWindow;
+use holdfast_proto::window::{UpdateWindow, ZoneName};
 use serde::Serialize;
 use tracing::Level;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub gate: GateSettings,
     /// Fetching images.
     pub pull: PullSettings,
+    /// Neighbours that have the same images.
+    pub peers: PeerSettings,
     /// Room on the disk.
     pub disk: DiskSettings,
     /// When updates may begin.
@@ -100,8 +103,57 @@ pub struct GateSettings {
 /// Fetching images.
 #[derive(Clone, Debug, Serialize)]
 pub struct PullSettings {
-    /// A pull without any progress for this long is given up and tried again later.
+    /// Who fetches images.
+    pub fetch: FetchBy,
+    /// A pull by the engine without any progress for this long is given up and tried again later.
     pub no_progress_seconds: u64,
+    /// Megabytes that images on their way may take on the disk. The largest layer must fit.
+    pub spool_mb: u64,
+    /// Bytes in a second that the agent fetches at most; none is as fast as they come.
+    pub most_bytes_per_second: Option<u64>,
+    /// Megabytes in a day that the agent fetches at most; none is as many as it takes.
+    pub most_mb_per_day: Option<u64>,
+    /// Where a day begins; UTC without.
+    pub timezone: Option<ZoneName>,
+    /// When neither counts.
+    pub free_windows: Vec<UpdateWindow>,
+    /// A file in the form of docker's `config.json` with this device's own logins.
+    pub credentials_file: Option<PathBuf>,
+    /// What is special about registries, by the name that references use.
+    pub registries: BTreeMap<String, RegistryEntry>,
+}
+
+/// What is special about a registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RegistryEntry {
+    /// HTTP instead of HTTPS.
+    pub plain_http: bool,
+    /// Certificates that may sign for it, beside those that this machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Where its images may be read instead (`host[:port][/path]`), asked in this order.
+    pub mirrors: Vec<String>,
+}
+
+/// Who fetches images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FetchBy {
+    /// The agent, which gives them to the engine over loopback; the engine by itself where that cannot be.
+    #[default]
+    Agent,
+    /// The engine.
+    Engine,
+}
+
+/// Neighbours that have the same images.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PeerSettings {
+    /// The file with the key that neighbours share.
+    pub key_file: Option<PathBuf>,
+    /// Where this agent gives them what it has.
+    pub listen: Option<SocketAddr>,
+    /// Whom it asks before a registry (`host:port`), in this order.
+    pub ask: Vec<String>,
 }
 
 /// Room on the disk.

@@ -7,6 +7,7 @@ pub mod docker;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod guard;
+pub mod known;
 pub mod labels;
 pub mod sandbox;
 
@@ -335,6 +336,21 @@ pub struct StoredImage {
     pub size_bytes: u64,
 }
 
+/// What an engine fetches, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch<'a> {
+    /// The image as the target pins it: the device's policy judges this name.
+    pub pinned: &'a str,
+    /// The name by which the engine finds it: the same, or the agent's own on loopback.
+    pub from: &'a str,
+    /// The platform to ask for.
+    pub platform: &'a Platform,
+    /// A login, or none.
+    pub auth: Option<&'a PullAuth>,
+    /// Without progress for so long it is given up.
+    pub no_progress_ms: u64,
+}
+
 /// How a new container is connected.
 #[derive(Clone, Copy, Debug)]
 pub enum NewNetwork<'a> {
@@ -477,14 +493,8 @@ pub trait Engine {
     fn image(&self, pinned: &str)
     -> impl Future<Output = Result<Option<EngineImage>, EngineError>>;
 
-    /// Fetches an image, with a login or without; given up when nothing moves for `no_progress_ms`.
-    fn pull(
-        &self,
-        pinned: &str,
-        platform: &Platform,
-        auth: Option<&PullAuth>,
-        no_progress_ms: u64,
-    ) -> impl Future<Output = Result<(), EngineError>>;
+    /// Fetches an image.
+    fn pull(&self, fetch: &Fetch<'_>) -> impl Future<Output = Result<(), EngineError>>;
 
     /// Makes a container with restart policy `no`, and gives its id.
     fn create(&self, new: &NewContainer<'_>) -> impl Future<Output = Result<String, EngineError>>;

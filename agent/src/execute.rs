@@ -74,10 +74,7 @@ impl<E: Engine> Execution<'_, E> {
         match step {
             // Pulls run beside the other steps: see `pull`.
             Step::Pull { .. } => Ok(Change::None),
-            Step::Keep { image, tag, .. } => {
-                self.engine.tag(image, tag).await?;
-                Ok(Change::None)
-            }
+            Step::Keep { image, tag, .. } => self.keep(image, tag).await,
             Step::Release { tag, .. } => {
                 self.engine.remove_image(tag).await?;
                 Ok(Change::None)
@@ -191,6 +188,31 @@ impl<E: Engine> Execution<'_, E> {
             }
             Step::Forget { .. } => Ok(Change::Forget),
         }
+    }
+
+    /// Gives an image one more name; what came under another name than its own is known by its content.
+    async fn keep(&self, image: &str, tag: &str) -> Result<Change, EngineError> {
+        let good = self.history.last_good.iter().chain(&self.history.previous);
+        let services = self.target.services().map(|(_, service)| service);
+        let pins = services.chain(good).filter_map(|service| {
+            let is_it = service.pinned_image().is_some_and(|pinned| pinned == image);
+            service.pin.as_ref().filter(|_| is_it)
+        });
+        let ids = pins
+            .filter_map(|pin| pin.expected.as_ref())
+            .flat_map(|expected| {
+                [expected.config_digest.0, expected.manifest_digest.0].map(|id| id.to_string())
+            });
+        let names = std::iter::once(image.to_owned()).chain(ids);
+        for name in names {
+            if self.engine.image(&name).await?.is_some() {
+                self.engine.tag(&name, tag).await?;
+                return Ok(Change::None);
+            }
+        }
+        // The engine says better what it lacks.
+        self.engine.tag(image, tag).await?;
+        Ok(Change::None)
     }
 
     /// Removes an image that the agent pulled. One that somebody else's container uses is theirs from now

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod enrolment;
 pub mod execute;
 pub mod fault;
+pub mod fetch;
 pub mod journal;
 pub mod lease;
 pub mod local_api;

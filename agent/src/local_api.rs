@@ -310,6 +310,7 @@ impl<C: Clock> LocalApi<'_, C> {
             agent_pid: Some(std::process::id()),
             target_received_at: target.map(|stored| stored.received_at),
             notices: self.shared.notices(),
+            pulls: self.shared.pulls(),
             control: Control::of(self.permission.orders(), self.clock.monotonic_ms()),
         };
         Status::of(self.enrolment, &self.shared.view(), beside)

@@ -2,19 +2,19 @@
 
 mod memory;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use holdfast_plan::{
     Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
     NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
-use holdfast_proto::image::Content;
-use holdfast_proto::target::TargetState;
+use holdfast_proto::image::{Content, Expected};
+use holdfast_proto::target::{ServiceTarget, TargetState};
 
 use crate::engine::{
     self, Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, ImageStore,
-    labels,
+    known, labels,
 };
 
 use crate::fault::chain;
@@ -63,11 +63,14 @@ pub async fn observe<E: Engine>(
     let stored = stored(engine, memory, now_ms).await?;
     let networks = networks(engine.networks(subject.device).await?);
     memory.note(&found, subject.probes, now_ms);
+    let store = subject.info.store;
+    let wanted = wanted_images(subject.target, subject.history);
     let mut images = BTreeMap::new();
-    for pinned in wanted_images(subject.target, subject.history) {
-        let image = engine.image(&pinned).await?;
-        images.insert(pinned, presence(subject.info.store, image));
+    for (pinned, expected) in &wanted {
+        let image = known::find(engine, store, pinned, *expected).await?;
+        images.insert(pinned.clone(), presence(store, image));
     }
+    let stored = stored.map(|found| named(found, store, &wanted));
     let mut observed = Observed {
         device: *subject.device,
         platform: subject.info.platform.clone(),
@@ -251,18 +254,12 @@ async fn stored<E: Engine>(
     engine: &E,
     memory: &mut Memory,
     now_ms: u64,
-) -> Result<Option<Vec<StoredImage>>, EngineError> {
+) -> Result<Option<Vec<engine::StoredImage>>, EngineError> {
     if let Some(known) = memory.images(now_ms) {
         return Ok(Some(known.to_vec()));
     }
     match engine.images().await {
-        Ok(found) => {
-            let image = |found: engine::StoredImage| StoredImage {
-                tags: found.tags.into_iter().collect(),
-                digests: found.digests.iter().map(|name| canonical(name)).collect(),
-                size_bytes: found.size_bytes,
-            };
-            let images: Vec<StoredImage> = found.into_iter().map(image).collect();
+        Ok(images) => {
             memory.note_images(images.clone(), now_ms);
             Ok(Some(images))
         }
@@ -274,16 +271,48 @@ async fn stored<E: Engine>(
     }
 }
 
-fn wanted_images(target: &TargetState, history: &History) -> BTreeSet<String> {
-    let current = target
-        .services()
-        .filter_map(|(_, service)| service.pinned_image());
-    let last_good = history
+/// Pinned images, and what is known of their content.
+pub type Wanted<'a> = BTreeMap<String, Option<&'a Expected>>;
+
+/// The images that a target or a way back names, and what is known of their content.
+pub fn wanted_images<'a>(target: &'a TargetState, history: &'a History) -> Wanted<'a> {
+    let current = target.services().map(|(_, service)| service);
+    let good = history
         .services
         .values()
-        .flat_map(|history| history.last_good.iter().chain(&history.previous))
-        .filter_map(holdfast_proto::target::ServiceTarget::pinned_image);
-    current.chain(last_good).collect()
+        .flat_map(|history| history.last_good.iter().chain(&history.previous));
+    let image = |service: &'a ServiceTarget| {
+        let pin = service.pin.as_ref()?;
+        Some((service.pinned_image()?, pin.expected.as_ref()))
+    };
+    current.chain(good).filter_map(image).collect()
+}
+
+/// What the engine stores in the planner's words: an image has the name of whatever wants its content,
+/// whichever way it came.
+fn named(
+    found: Vec<engine::StoredImage>,
+    store: ImageStore,
+    wanted: &Wanted<'_>,
+) -> Vec<StoredImage> {
+    let names = |id: &str| {
+        let has_id = |expected: &Expected| known::id(store, expected) == id;
+        let wanted = wanted.iter();
+        let same = wanted.filter(move |(_, expected)| expected.is_some_and(has_id));
+        same.map(|(pinned, _)| canonical(pinned))
+            .collect::<Vec<_>>()
+    };
+    let image = |found: engine::StoredImage| StoredImage {
+        digests: found
+            .digests
+            .iter()
+            .map(|name| canonical(name))
+            .chain(names(&found.id))
+            .collect(),
+        tags: found.tags.into_iter().collect(),
+        size_bytes: found.size_bytes,
+    };
+    found.into_iter().map(image).collect()
 }
 
 /// An image in the planner's words: the configuration is known where the image id is its digest.

@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use futures_util::StreamExt as _;
 use holdfast_plan::{
     Closed, GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
 };
@@ -25,17 +24,18 @@ use crate::engine::{Engine, EngineError, EngineInfo, guard};
 use crate::execute::Execution;
 use crate::execute::pull::{PullError, PullLogins};
 use crate::fault::chain;
+use crate::fetch::transport::Transport;
 use crate::journal::{Change, Intent, IntentId, Journal, JournalError};
 use crate::lock::LockError;
 use crate::notify::Notifier;
-use crate::observe::{Memory, Subject, observe};
+use crate::observe::{Memory, Subject, observe, wanted_images};
 use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::probe::Prober;
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
-use crate::shared::{Accepted, JOURNAL_UNWRITABLE, Shared};
+use crate::shared::{Accepted, FETCHED_BY_ENGINE, JOURNAL_UNWRITABLE, Shared};
 
 use failures::Failures;
 use pulls::Pulls;
@@ -89,6 +89,8 @@ pub struct Parts<'a, E, C, R> {
     pub reserve: &'a Reserve,
     /// Logins for pulls.
     pub logins: &'a dyn PullLogins,
+    /// Brings images into the engine; without it the engine fetches them by itself.
+    pub transport: Option<&'a Transport<'a, C>>,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -207,7 +209,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             reason = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                Some(done) = self.pulls.running.next(), if pulling => {
+                Some(done) = self.pulls.next(), if pulling => {
                     self.after_pull(done);
                     Reason::Pull
                 }
@@ -249,7 +251,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         };
         if self.target.as_ref() != Some(&accepted) {
             // A new target is a new chance for everything that failed.
-            self.failures.clear();
+            self.give_new_chance();
             let Parts {
                 policy,
                 device,
@@ -261,7 +263,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.target = Some(accepted.clone());
         }
         if self.parts.shared.take_hurry() {
-            self.failures.clear();
+            self.failures.forget_outgrown();
+            self.give_new_chance();
         }
         let history = self.history();
         let observed = match self.look(&accepted, &history).await {
@@ -294,6 +297,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             pulling: !self.pulls.is_empty(),
             info: self.info.as_ref(),
         }));
+        self.give_up_pulls(&accepted.target, &history);
         let begun = self.begin_pulls(&plan, &observed);
         let inline = |step: &&Step| !matches!(step, Step::Pull { .. });
         match plan.steps.iter().find(inline) {
@@ -346,7 +350,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             adopts: !self.knows_its_own,
             probes: &probes,
             refused: &self.refused,
-            disk: disk::of_engine(Path::new(&info.root), self.parts.reserve),
+            disk: disk::of_engine(Path::new(&info.root), self.parts.reserve, self.spool()),
         };
         if self.parts.shared.take_sight_lost() {
             self.memory.lose_sight();
@@ -401,7 +405,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             pulls: self.failures.pulls(now, now_ms),
             steps: self.failures.steps(now, now_ms),
             images: self.failures.images(now, now_ms),
-            outgrown: self.failures.outgrown().clone(),
+            outgrown: self.failures.outgrown(now_ms),
             pulled: self.pulled.clone(),
             pulling: self.pulls.images().cloned().collect(),
         }
@@ -421,6 +425,13 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             &self.parts.shared.view(),
         ));
         Next::WaitMs(wait_ms)
+    }
+
+    fn give_new_chance(&mut self) {
+        self.failures.clear();
+        if let Some(transport) = self.parts.transport {
+            transport.give_new_chance();
+        }
     }
 
     fn engine_back(&mut self) {
@@ -487,7 +498,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 let pulling = !self.pulls.is_empty();
                 tokio::select! {
                     outcome = &mut work => break outcome,
-                    Some(pull) = self.pulls.running.next(), if pulling => done.push(pull),
+                    Some(pull) = self.pulls.next(), if pulling => done.push(pull),
                     () = clock.sleep_ms(tick_ms) => notifier.alive(),
                 }
             };
@@ -519,7 +530,11 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 let now_ms = clock.monotonic_ms();
                 let attempt = match step.image_name() {
                     // What runs and what is to run depends on no image's name: nothing else waits for it.
-                    Some(name) => self.failures.image_failed(name, &error_text, now_ms),
+                    Some(name) => {
+                        let is_used = matches!(error, EngineError::Refused { status: 409, .. });
+                        self.failures
+                            .image_failed(name, &error_text, is_used, now_ms)
+                    }
                     None => self
                         .failures
                         .step_failed(&key, step.code(), &error_text, now_ms),
@@ -647,6 +662,24 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         }
     }
 
+    /// Ends pulls of images that nothing needs any more: the target changed while they ran.
+    fn give_up_pulls(&mut self, target: &TargetState, history: &History) {
+        let needed = wanted_images(target, history);
+        for begun in self.pulls.give_up(|image| needed.contains_key(image)) {
+            tracing::info!(
+                step = "pull", service.name = %begun.key.service, app.id = %begun.key.app,
+                "a pull is given up: nothing needs its image any more"
+            );
+            self.finish(begun.intent, &begun.key, Change::None);
+        }
+    }
+
+    fn spool(&self) -> Option<&Path> {
+        self.parts
+            .transport
+            .map(|transport| transport.spool.folder())
+    }
+
     /// Starts the pulls that the plan asks for and that do not run yet; whether one was started.
     fn begin_pulls(&mut self, plan: &Plan, observed: &Observed) -> bool {
         let mut begun = false;
@@ -656,6 +689,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 continue;
             };
             pull.login = self.is_login_known(&pull.image);
+            pull.seed = self.parts.random.number();
             if !self.pulls.has_room_for(&pull.image) {
                 continue;
             }
@@ -677,6 +711,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                         engine,
                         clock,
                         logins,
+                        transport,
                         ..
                     } = self.parts;
                     let key = intent.key;
@@ -685,7 +720,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                         key,
                         why,
                     };
-                    self.pulls.begin(engine, clock, logins, (pull, of));
+                    self.pulls
+                        .begin(engine, clock, logins, transport, (pull, of));
                     begun = true;
                 }
                 Err(error) => {
@@ -711,6 +747,12 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             return;
         };
         self.memory.forget_images();
+        if let Some(transport) = self.parts.transport {
+            match transport.unreached() {
+                Some(why) => self.parts.shared.notice(FETCHED_BY_ENGINE, &why),
+                None => self.parts.shared.clear_notice(FETCHED_BY_ENGINE),
+            }
+        }
         match done.outcome {
             Ok(()) => {
                 tracing::info!(
@@ -722,10 +764,16 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Err(error) => {
                 let text = chain(&error);
                 let now_ms = self.parts.clock.monotonic_ms();
-                if let (PullError::NoSpace { .. }, Some(free)) = (&error, done.free_before) {
-                    self.failures.outgrew(&done.image, free);
+                if let PullError::NoSpace {
+                    is_too_large: true, ..
+                } = &error
+                    && let Some(free) = done.free_before
+                {
+                    self.failures.outgrew(&done.image, free, now_ms);
                 }
-                let attempt = self.failures.pull_failed(&done.image, why, &text, now_ms);
+                let wait_ms = error.wait_ms(self.parts.clock.now()).unwrap_or(0);
+                let failed = (text.as_str(), wait_ms);
+                let attempt = self.failures.pull_failed(&done.image, why, failed, now_ms);
                 tracing::error!(
                     step = "pull", service.name = %key.service, app.id = %key.app,
                     image.digest = %done.image, attempt, error = %text,

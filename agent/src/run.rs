@@ -3,14 +3,16 @@
 //! One thread, one task: the loops share plain memory and are dropped together at the end.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_plan::GateRules;
+use holdfast_plan::{GateRules, ZonedWindow};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
-use crate::config::Settings;
+use crate::config::{FetchBy, PeerSettings, PullSettings, Settings};
 use crate::control::client::{Client, ClientError, Origin};
 use crate::control::poll::{self, Poller};
 use crate::control::pull_login::ApiLogins;
@@ -19,18 +21,26 @@ use crate::engine::docker::DockerEngine;
 use crate::engine::{Engine, EngineInfo};
 use crate::enrolment::{Enrolment, EnrolmentError, make_state_folder};
 use crate::fault::chain;
+use crate::fetch::allowance::{Allowance, Allowed};
+use crate::fetch::peer::{Peer, PeerKey};
+use crate::fetch::registries::Told;
+use crate::fetch::room::Room;
+use crate::fetch::share::Share;
+use crate::fetch::source::BlobSource;
+use crate::fetch::spool::Spool;
+use crate::fetch::transport::Transport;
 use crate::journal::{Journal, JournalError, Opened};
 use crate::local_api::LocalApi;
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
 use crate::orders::Orders;
-use crate::permission::Permission;
+use crate::permission::{Permission, zone};
 use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
-use crate::shared::{JOURNAL_UNWRITABLE, Shared};
+use crate::shared::{FETCHED_BY_ENGINE, JOURNAL_UNWRITABLE, Shared};
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
 pub const MAX_ATTEMPTS: u32 = 3;
@@ -42,6 +52,12 @@ const WATCH_MIN_MS: u64 = 500;
 const WATCH_MAX_MS: u64 = 5_000;
 /// A journal that could not be opened is tried again so often: a disk is mended by hand.
 const JOURNAL_AGAIN_MS: u64 = 10_000;
+/// Characters of a key that nobody guesses.
+const MIN_PEER_KEY: usize = 32;
+/// How many bytes came today, below the state folder.
+const USED: &str = "used-today.json";
+/// Where bytes of images are while they come, below the state folder.
+const SPOOL: &str = "spool";
 /// Calls that hang must not keep a stopped agent alive: the loops get this long to end a step.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(85);
 
@@ -82,6 +98,10 @@ enum Ended {
 
 /// Runs the agent until SIGTERM or SIGINT; containers keep running.
 pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = hidden {
+        tracing::warn!(error = %error, "what crashes is dumped, logins and all");
+    }
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
     while Box::pin(work(settings, policy)).await? == Ended::ToOpenTheJournal {
@@ -173,6 +193,37 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         clock: &clock,
     };
     let logins = ApiLogins::new(&client, &enrolment, &clock);
+    let registries = Told {
+        engine: &engine,
+        settings: &settings.pull,
+    };
+    let spool = spool(settings, &shared);
+    let tell_pulls = |pulls| shared.note_pulls(pulls, clock.monotonic_ms());
+    let key = peer_key(&settings.peers);
+    let neighbours = neighbours(&settings.peers, key.as_ref());
+    let transport = spool.as_ref().map(|spool| Transport {
+        registries: &registries,
+        spool,
+        neighbours: &neighbours,
+        keeps: settings.peers.listen.is_some(),
+        allowance: RefCell::new(Allowance::open(
+            allowed(&settings.pull),
+            &settings.state_dir.join(USED),
+        )),
+        clock: &clock,
+        tell: &tell_pulls,
+        room: Room::default(),
+    });
+    let share = settings.peers.listen.zip(key.as_ref());
+    let share = share
+        .zip(transport.as_ref())
+        .map(|((address, key), transport)| Share {
+            address,
+            key,
+            spool: transport.spool,
+            room: &transport.room,
+            clock: &clock,
+        });
     let mut reconciler = Reconciler::new(Parts {
         engine: &engine,
         clock: &clock,
@@ -186,6 +237,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         files: &files,
         reserve: &reserve,
         logins: &logins,
+        transport: transport.as_ref(),
         rules: rules(settings),
         claim: &claim,
     })?;
@@ -223,6 +275,8 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         () = reporter.run() => {}
         () = local_api.run() => {}
         () = watch(&engine, &enrolment, &shared, &clock, &random) => {}
+        never = if_any(transport.as_ref().map(Transport::run)) => match never {},
+        never = if_any(share.as_ref().map(Share::run)) => match never {},
         () = journal_again(&settings.state_dir, &journal, &clock) => {
             return Ok(Ended::ToOpenTheJournal);
         }
@@ -272,6 +326,82 @@ pub fn rules(settings: &Settings) -> Rules {
         },
         no_progress_ms: 1_000 * settings.pull.no_progress_seconds,
     }
+}
+
+async fn if_any(work: Option<impl Future<Output = Infallible>>) -> Infallible {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The key that neighbours share. Without it the agent goes on alone.
+fn peer_key(settings: &PeerSettings) -> Option<PeerKey> {
+    let file = settings.key_file.as_ref()?;
+    let read = std::fs::read_to_string(file).map_err(|error| error.to_string());
+    let read = read.and_then(|text| match text.trim() {
+        short if short.len() < MIN_PEER_KEY => {
+            Err(format!("it is shorter than {MIN_PEER_KEY} characters"))
+        }
+        key => Ok(PeerKey::new(key.as_bytes())),
+    });
+    read.inspect_err(|why| {
+        tracing::error!(file = %file.display(), error = %why, "neighbours are left alone: no key");
+    })
+    .ok()
+}
+
+fn neighbours(settings: &PeerSettings, key: Option<&PeerKey>) -> Vec<Box<dyn BlobSource>> {
+    let Some(key) = key else {
+        return Vec::new();
+    };
+    let peer = |address: &String| match Peer::new(address, key.clone()) {
+        Ok(peer) => Some(Box::new(peer) as Box<dyn BlobSource>),
+        Err(error) => {
+            tracing::error!(peer = %address, error = %chain(&error), "a neighbour cannot be asked");
+            None
+        }
+    };
+    settings.ask.iter().filter_map(peer).collect()
+}
+
+/// How much of the line images may use. The settings were checked: every zone is known.
+fn allowed(settings: &PullSettings) -> Allowed {
+    let free = settings.free_windows.iter().filter_map(|window| {
+        Some(ZonedWindow {
+            zone: zone(&window.timezone)?,
+            window: window.clone(),
+        })
+    });
+    Allowed {
+        per_second: settings.most_bytes_per_second,
+        per_day: settings
+            .most_mb_per_day
+            .map(|mb| mb.saturating_mul(1_000_000)),
+        zone: settings.timezone.as_ref().and_then(zone),
+        free: free.collect(),
+    }
+}
+
+/// The folder of images on their way, if the agent is to bring them.
+pub fn spool_folder(settings: &Settings) -> Option<PathBuf> {
+    match settings.pull.fetch {
+        FetchBy::Engine => None,
+        FetchBy::Agent => Some(settings.state_dir.join(SPOOL)),
+    }
+}
+
+/// None where the engine is to fetch by itself, or has to.
+fn spool(settings: &Settings, shared: &Shared) -> Option<Spool> {
+    let folder = spool_folder(settings)?;
+    let opened = Spool::open(&folder, settings.pull.spool_mb.saturating_mul(1_000_000));
+    opened
+        .inspect_err(|error| {
+            let why = chain(error);
+            tracing::warn!(error = %why, "the engine fetches images by itself");
+            shared.notice(FETCHED_BY_ENGINE, &why);
+        })
+        .ok()
 }
 
 fn client(settings: &Settings, enrolment: &Enrolment) -> Result<Client, RunError> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use holdfast_proto::current::{AppReport, EngineReport, HoldReport, UpdateStatus};
+use holdfast_proto::current::{AppReport, EngineReport, HoldReport, PullReport, UpdateStatus};
 use holdfast_proto::id::AppId;
 use holdfast_proto::image::Platform;
 use holdfast_proto::target::TargetState;
@@ -16,8 +16,14 @@ use tokio::sync::Notify;
 
 use crate::status::PlannedStep;
 
+/// While images come, so often their progress is told: a person watches, and a report is a kilobyte.
+const PULLS_TOLD_MS: u64 = 10_000;
+
 /// Notice: the journal cannot be written, so nothing is changed and no new target is used.
 pub const JOURNAL_UNWRITABLE: &str = "journal_unwritable";
+
+/// Notice: the engine fetches images by itself although the agent should.
+pub const FETCHED_BY_ENGINE: &str = "fetched_by_engine";
 
 /// A target that was accepted and is on the disk.
 #[derive(Debug, PartialEq)]
@@ -88,6 +94,8 @@ pub struct Shared {
     target: RefCell<Option<Rc<Accepted>>>,
     view: RefCell<Rc<View>>,
     notices: RefCell<BTreeMap<&'static str, String>>,
+    pulls: RefCell<Vec<PullReport>>,
+    pulls_told_ms: Cell<u64>,
     sight_lost: Cell<bool>,
     /// Whether somebody wants the server asked, and it has not answered since.
     asked: Cell<bool>,
@@ -107,6 +115,8 @@ impl Shared {
             target: RefCell::new(target.map(Rc::new)),
             view: RefCell::new(Rc::new(View::unknown())),
             notices: RefCell::default(),
+            pulls: RefCell::default(),
+            pulls_told_ms: Cell::default(),
             sight_lost: Cell::new(false),
             asked: Cell::new(false),
             hurried: Cell::new(false),
@@ -190,6 +200,21 @@ impl Shared {
         if self.notices.borrow_mut().remove(code).is_some() {
             self.report.notify_one();
         }
+    }
+
+    /// Notes how far images on their way are. Reports tell it now and then while they come.
+    pub fn note_pulls(&self, pulls: Vec<PullReport>, now_ms: u64) {
+        let begins_or_ends = pulls.len() != self.pulls.borrow().len();
+        self.pulls.replace(pulls);
+        if begins_or_ends || now_ms >= self.pulls_told_ms.get().saturating_add(PULLS_TOLD_MS) {
+            self.pulls_told_ms.set(now_ms);
+            self.report.notify_one();
+        }
+    }
+
+    /// Images on their way.
+    pub fn pulls(&self) -> Vec<PullReport> {
+        self.pulls.borrow().clone()
     }
 
     /// The notices as reports carry them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_plan::Step;
-use holdfast_proto::current::{AppReport, EngineReport, HoldReport, UpdateStatus};
+use holdfast_proto::current::{AppReport, EngineReport, HoldReport, PullReport, UpdateStatus};
 use holdfast_proto::id::{AppId, DeviceId};
 use holdfast_proto::image::Platform;
 use holdfast_proto::time::Timestamp;
@@ -43,6 +43,9 @@ pub struct Status {
     pub steps: Vec<String>,
     /// What is not done and why.
     pub holds: Vec<HoldReport>,
+    /// Images on their way.
+    #[serde(default)]
+    pub pulls: Vec<PullReport>,
     /// What the owner ordered.
     pub control: Control,
 }
@@ -140,6 +143,8 @@ pub struct Beside {
     pub target_received_at: Option<Timestamp>,
     /// What else keeps this from being a plain view: notices about the agent itself.
     pub notices: Vec<HoldReport>,
+    /// Images on their way.
+    pub pulls: Vec<PullReport>,
     /// What the owner ordered.
     pub control: Control,
 }
@@ -163,6 +168,7 @@ impl Status {
             apps: view.apps.clone(),
             steps: view.steps.iter().map(|step| step.text.clone()).collect(),
             holds: holds.chain(beside.notices).collect(),
+            pulls: beside.pulls,
             control: beside.control,
         }
     }

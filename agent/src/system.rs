@@ -6,10 +6,14 @@ use holdfast_proto::current::SystemReport;
 use holdfast_proto::image::Platform;
 use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
 
+/// Where the kernel names each start of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Reads the machine's figures; processor use is measured between two readings.
 pub struct Machine {
     system: System,
     root: PathBuf,
+    boot_id: Option<String>,
 }
 
 impl Machine {
@@ -21,6 +25,7 @@ impl Machine {
         Some(Self {
             system,
             root: root.to_owned(),
+            boot_id: boot_id(),
         })
     }
 
@@ -40,8 +45,15 @@ impl Machine {
             disk_free_bytes,
             disk_total_bytes,
             uptime_seconds: System::uptime().unwrap_or(0),
+            boot_id: self.boot_id.clone(),
         }
     }
+}
+
+/// The kernel's name for this start of the machine, if it has one.
+fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string(BOOT_ID).ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// Free and total bytes of the file system that holds `path`: the deepest mount above it.
@@ -78,6 +90,7 @@ mod tests {
         assert!(report.memory_total_bytes >= report.memory_used_bytes);
         assert!(report.memory_total_bytes > 0);
         assert!(report.uptime_seconds > 0);
+        assert_eq!(report.boot_id.as_deref().map(str::len), Some(36));
         assert!((0.0..=100.0).contains(&report.cpu_percent));
     }
 }

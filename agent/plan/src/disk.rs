@@ -15,6 +15,9 @@ pub struct Disk {
     pub free_inodes: Option<u64>,
     /// Bytes that must stay free, whatever is done.
     pub floor_bytes: u64,
+    /// How often what is fetched lies here until it is unpacked: with the engine, and with the agent where
+    /// that keeps it on the same disk.
+    pub copies: u64,
 }
 
 /// Not enough room.
@@ -68,8 +71,8 @@ fn megabytes(bytes: u64) -> String {
 }
 
 /// Unpacked, images of common languages and systems take 2.2 to 2.8 times what is fetched (debian,
-/// nginx, python, node); the fetched layers lie beside them until they are unpacked.
-const UNPACKED_PER_FETCHED: u64 = 3;
+/// nginx, python, node); the fetched layers lie beside them until they are unpacked, see [`Disk::copies`].
+pub const UNPACKED_PER_FETCHED: u64 = 3;
 /// Between a distribution (a file for each 5 kB fetched) and one program alone: enough to tell an image
 /// that cannot fit, few enough to hold no other back.
 const FETCHED_PER_INODE: u64 = 20_000;
@@ -103,7 +106,7 @@ pub(crate) fn lacks(
     };
     let fetched = size_bytes.saturating_sub(shared_bytes);
     let mut need = fetched
-        .saturating_mul(1 + UNPACKED_PER_FETCHED)
+        .saturating_mul(disk.copies.saturating_add(UNPACKED_PER_FETCHED))
         .saturating_add(disk.floor_bytes);
     if let Some(began) = situation.history.outgrown.get(image) {
         need = need.max(began.saturating_add(size_bytes.max(LEAST_GAIN)));

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::id::{DeviceId, ServiceKey};
-use holdfast_proto::image::{ConfigDigest, Reference};
+use holdfast_proto::image::{ConfigDigest, Digest, Reference};
 use holdfast_proto::spec::Strategy;
 use holdfast_proto::target::ServiceTarget;
 
@@ -49,6 +49,29 @@ fn part(id: &str) -> String {
         .collect();
     // An id begins with a letter or digit, so that something is always left.
     mapped.trim_end_matches('-').to_owned()
+}
+
+/// The name under which an engine pulls an image from the agent on this device: a port on loopback, a
+/// secret of 32 hexadecimal digits, a word, a digest.
+///
+/// It is taken away as soon as the image is there; one that is left is from an agent that died in between.
+pub fn is_transit_name(name: &str) -> bool {
+    let parts = || {
+        let (host, rest) = name.split_once('/')?;
+        let (secret, rest) = rest.split_once('/')?;
+        let (word, digest) = rest.split_once('@')?;
+        let port = host.strip_prefix("127.0.0.1:")?;
+        Some((port, secret, word, digest))
+    };
+    parts().is_some_and(|(port, secret, word, digest)| {
+        let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        port.parse::<u16>().is_ok()
+            && secret.len() == 32
+            && secret.chars().all(is_hex)
+            && !word.is_empty()
+            && !word.contains('/')
+            && digest.parse::<Digest>().is_ok()
+    })
 }
 
 /// The service that a tag of ours names, for people: the parts of the tag stand for the ids.
@@ -296,6 +319,30 @@ fn collect(situation: &Situation<'_>, stored: &[StoredImage], needs: &[Need<'_>]
     }
     let rest = stored.iter().flat_map(|image| &image.tags).collect();
     release(rest, plan);
+    forget_transit(situation, stored, plan);
+}
+
+/// Takes away the names on loopback that an agent left which died while an image came.
+fn forget_transit(situation: &Situation<'_>, stored: &[StoredImage], plan: &mut Plan) {
+    if !situation.history.pulling.is_empty() {
+        return;
+    }
+    let prefix = keep_prefix(&situation.observed.device);
+    for image in stored {
+        let owner = image.tags.iter().find_map(|tag| key_of(tag, &prefix));
+        let anybody = || situation.target.services().next().map(|(key, _)| key);
+        let Some(key) = owner.or_else(anybody) else {
+            continue;
+        };
+        for name in image.digests.iter().filter(|name| is_transit_name(name)) {
+            if may_try(situation, name, plan) {
+                plan.steps.push(Step::Release {
+                    key: key.clone(),
+                    tag: name.clone(),
+                });
+            }
+        }
+    }
 }
 
 /// With `delete-then-download` the old image is gone before the new one comes.
@@ -411,7 +458,6 @@ fn fetch(situation: &Situation<'_>, need: &Need<'_>, plan: &mut Plan) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::image::Digest;
 
     fn key(app: &str, service: &str) -> ServiceKey {
         ServiceKey {
@@ -432,6 +478,28 @@ mod tests {
             assert_eq!(reference.tag().map(str::len), Some(KEEP_DIGITS));
             assert_eq!(reference.to_string(), tag);
             assert!(key_of(&tag, &keep_prefix(&device)).is_some(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn only_the_agents_own_names_on_loopback_are_transit_names() {
+        let digest = Digest::of(b"x");
+        let secret = "00112233445566778899aabbccddeeff";
+        let name = |host: &str, path: &str| format!("{host}/{path}@{digest}");
+        let path = format!("{secret}/web");
+        assert!(is_transit_name(&name("127.0.0.1:4711", &path)));
+        for other in [
+            name("127.0.0.1", &path),
+            name("127.0.0.1:registry", &path),
+            name("192.0.2.1:4711", &path),
+            name("127.0.0.1:4711", "web"),
+            name("127.0.0.1:4711", "team/web"),
+            name("127.0.0.1:4711", &format!("{secret}/team/web")),
+            name("127.0.0.1:4711", &format!("{secret}0/web")),
+            name("127.0.0.1:4711", &format!("{secret}/")),
+            format!("127.0.0.1:4711/{secret}/web:1"),
+        ] {
+            assert!(!is_transit_name(&other), "{other}");
         }
     }
 

@@ -28,11 +28,11 @@ use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
 
-pub use disk::{Disk, Shortage};
+pub use disk::{Disk, Shortage, UNPACKED_PER_FETCHED};
 pub use health::{GateRules, ProbeState, RejectReason, Verdict, judge};
 pub use history::{Attempts, History, Rejected, Retry, ServiceHistory};
 pub use hold::Hold;
-pub use images::{canonical, keep_tag, rollback_ready};
+pub use images::{canonical, is_transit_name, keep_tag, rollback_ready};
 pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
 pub use observed::{
     Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,

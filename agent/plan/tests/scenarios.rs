@@ -332,18 +332,26 @@ fn observed(scenario: &Scenario) -> Observed {
             free_bytes: megabytes * 1_000_000,
             free_inodes: scenario.free_inodes,
             floor_bytes: 16_000_000,
+            copies: 1,
         }),
     }
 }
 
 fn stored(images: &BTreeMap<String, Vec<String>>) -> Vec<StoredImage> {
     let image = |(spec, tags): (&String, &Vec<String>)| {
-        let tags = tags.iter().map(|tag| match tag.strip_prefix("keep") {
+        let (transit, tags): (Vec<_>, Vec<_>) = tags.iter().partition(|tag| *tag == "transit");
+        let tags = tags.into_iter().map(|tag| match tag.strip_prefix("keep") {
             Some("") => world::keep("web", spec),
             Some(name) => world::keep(name.trim(), spec),
             None => tag.clone(),
         });
-        world::stored(spec, tags)
+        let mut stored = world::stored(spec, tags);
+        if !transit.is_empty() {
+            let digest = holdfast_proto::image::Digest::of(b"manifest");
+            let name = format!("127.0.0.1:4711/{}/web@{digest}", "0".repeat(32));
+            stored.digests.insert(name);
+        }
+        stored
     };
     images.iter().map(image).collect()
 }

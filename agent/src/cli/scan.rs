@@ -14,11 +14,9 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::Settings;
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
-use crate::engine::docker::survey::RunningContainer;
+use crate::engine::docker::survey::{RunningContainer, Ways};
+use crate::fetch::registries::{CERTIFICATES, USER_AGENT, proxies, told};
 use crate::scan as report;
-
-/// Where engines look for the certificates of private registries, a folder for each.
-const CERTIFICATES: &str = "/etc/docker/certs.d";
 
 pub(super) async fn scan(
     settings: &Settings,
@@ -29,13 +27,11 @@ pub(super) async fn scan(
     let engine = DockerEngine::looking(&settings.docker.socket);
     let info = engine.describe().await?;
     let running = engine.running().await?;
+    let ways = engine.ways().await?;
     let registries = holdfast_registry::Client::new(holdfast_registry::Settings {
-        registries: registries(
-            &running,
-            &engine.insecure_registries().await?,
-            Path::new(CERTIFICATES),
-        ),
-        user_agent: concat!("holdfast-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
+        registries: registries(&running, &ways, Path::new(CERTIFICATES)),
+        proxies: proxies(&ways, |name| std::env::var(name).ok()),
+        user_agent: USER_AGENT.to_owned(),
         // The engine here pulls from these very places; whoever asks may open its socket.
         reach: holdfast_registry::Reach::Anywhere,
         keychain: Some(Arc::new(keychains(talk)?)),
@@ -57,42 +53,34 @@ pub(super) async fn scan(
 fn keychains(talk: &mut dyn Write) -> std::io::Result<Keychains> {
     let clock = SystemClock::start();
     let now: Now = Arc::new(move || clock.now());
-    match Keychains::of_environment(|name| std::env::var(name).ok(), &now) {
-        Ok(keychains) => Ok(keychains),
-        // What needs no login can be asked without one.
-        Err(error) => {
-            writeln!(talk, "no logins: {}", crate::fault::chain(&error))?;
-            Ok(Keychains::default())
-        }
+    let (found, faults) = Keychains::of_environment(|name| std::env::var(name).ok(), &now);
+    // What needs no login can be asked without one.
+    for error in faults {
+        writeln!(talk, "no logins: {}", crate::fault::chain(&error))?;
     }
+    Ok(found)
 }
 
-/// What the engine was told about the registries of these containers: which are spoken to in plain HTTP,
-/// and whose certificates count (`HOST[:PORT]/NAME.crt`).
+/// What the engine was told about the registries of these containers.
 fn registries(
     running: &[RunningContainer],
-    insecure: &[String],
+    ways: &Ways,
     folder: &Path,
 ) -> BTreeMap<String, RegistrySettings> {
-    let references = running.iter();
-    let references = references.filter_map(|container| container.reference.parse().ok());
     let mut found = BTreeMap::new();
-    for reference in references {
-        let reference: Reference = reference;
+    for container in running {
+        let Ok(reference) = container.reference.parse::<Reference>() else {
+            continue;
+        };
         let registry = reference.repository().registry();
         if found.contains_key(registry) {
             continue;
         }
-        let files = std::fs::read_dir(folder.join(registry))
-            .into_iter()
-            .flatten();
-        let files = files.flatten().map(|entry| entry.path());
-        let files = files.filter(|path| path.extension().is_some_and(|end| end == "crt"));
-        let texts: Vec<Vec<u8>> = files.filter_map(|path| std::fs::read(path).ok()).collect();
+        // What a tag means only the registry itself knows at once.
+        let mirrors = Vec::new();
         let special = RegistrySettings {
-            plain_http: insecure.iter().any(|name| name == registry),
-            ca_pem: (!texts.is_empty()).then(|| texts.join(&b'\n')),
-            ..RegistrySettings::default()
+            mirrors,
+            ..told(registry, ways, folder)
         };
         if special != RegistrySettings::default() {
             found.insert(registry.to_owned(), special);
@@ -285,8 +273,13 @@ mod tests {
             "other.example/a:1",
             "sha256:0",
         ];
-        let insecure = ["10.1.2.3:5000", "unused.example"].map(str::to_owned);
-        let found = registries(&running.map(container), &insecure, folder.path());
+        let ways = Ways {
+            insecure: ["10.1.2.3:5000", "unused.example"]
+                .map(str::to_owned)
+                .to_vec(),
+            ..Ways::default()
+        };
+        let found = registries(&running.map(container), &ways, folder.path());
         let known: Vec<_> = found
             .iter()
             .map(|(name, of)| (name.as_str(), of.plain_http, of.ca_pem.as_deref()))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use holdfast_plan::{History, Plan, Situation, plan as decide};
-use holdfast_proto::current::{HoldReport, ServiceReport};
+use holdfast_proto::current::{HoldReport, PullReport, ServiceReport};
 use holdfast_proto::target::TargetState;
 use hyper::Method;
 use serde::de::DeserializeOwned;
@@ -72,7 +72,11 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         },
         probes: &BTreeMap::new(),
         refused: &BTreeMap::new(),
-        disk: disk::of_engine(std::path::Path::new(&info.root), &reserve),
+        disk: disk::of_engine(
+            std::path::Path::new(&info.root),
+            &reserve,
+            crate::run::spool_folder(settings).as_deref(),
+        ),
     };
     let look = observe(&engine, &subject, &mut Memory::default(), 0).await?;
     let observed = look.observed;
@@ -103,6 +107,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         agent_pid: running_agent(settings),
         target_received_at: received_at,
         notices: Vec::new(),
+        pulls: Vec::new(),
         control: Control::of(permission.orders(), clock.monotonic_ms()),
     };
     let status = Status::of(&enrolment, &view, beside);
@@ -234,8 +239,30 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
         table(out, &rows)?;
     }
     writeln!(out)?;
+    for pull in &status.pulls {
+        writeln!(out, "{}", on_its_way(pull))?;
+    }
     let steps = status.steps.iter().map(String::as_str);
     what_next(steps, &status.holds, out)
+}
+
+/// `registry.example/web: 12.3 of at most 60.0 MB, 256 kB/s, at most 3 min left`.
+fn on_its_way(pull: &PullReport) -> String {
+    let megabytes = |bytes: u64| format!("{}.{}", bytes / 1_000_000, bytes % 1_000_000 / 100_000);
+    let rate = pull.bytes_per_second;
+    let rate = rate.map(|rate| format!(", {} kB/s", rate / 1_000));
+    let left = pull.seconds_left.map(|seconds| match seconds {
+        0..120 => format!(", at most {seconds} s left"),
+        _ => format!(", at most {} min left", seconds.div_ceil(60)),
+    });
+    format!(
+        "{}: {} of at most {} MB{}{}",
+        pull.image,
+        megabytes(pull.fetched_bytes),
+        megabytes(pull.most_bytes),
+        rate.unwrap_or_default(),
+        left.unwrap_or_default()
+    )
 }
 
 /// The owner's orders in words, those that there are.

@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow};
+use holdfast_proto::image::Reference;
+use holdfast_proto::window::{MAX_WINDOWS, UpdateWindow, ZoneName};
+use holdfast_registry::Mirror;
 use serde::Deserialize;
 
 use super::{
-    ApiSettings, DeviceSettings, DiskSettings, DockerSettings, GateSettings, LocalApiSettings,
-    LogFormat, LogSettings, PolicySettings, PollSettings, PullSettings, ReportSettings, Settings,
-    UpdateSettings,
+    ApiSettings, DeviceSettings, DiskSettings, DockerSettings, FetchBy, GateSettings,
+    LocalApiSettings, LogFormat, LogSettings, PeerSettings, PolicySettings, PollSettings,
+    PullSettings, RegistryEntry, ReportSettings, Settings, UpdateSettings,
 };
 use crate::control::client::Origin;
 use crate::permission::zone;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 15] = [
+pub(super) const SECTIONS: [&str; 16] = [
     "api",
     "state_dir",
     "runtime_dir",
@@ -26,6 +28,7 @@ pub(super) const SECTIONS: [&str; 15] = [
     "report",
     "gate",
     "pull",
+    "peers",
     "disk",
     "updates",
     "local_api",
@@ -46,6 +49,7 @@ pub(super) struct Input {
     report: Report,
     gate: Gate,
     pull: Pull,
+    peers: Peers,
     disk: Disk,
     updates: Updates,
     local_api: LocalApi,
@@ -93,8 +97,32 @@ struct Gate {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+struct Registry {
+    plain_http: bool,
+    ca_file: Option<PathBuf>,
+    mirrors: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Peers {
+    key_file: Option<PathBuf>,
+    listen: Option<String>,
+    ask: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct Pull {
+    fetch: Option<String>,
     no_progress_seconds: Option<u64>,
+    spool_mb: Option<u64>,
+    most_bytes_per_second: Option<u64>,
+    most_mb_per_day: Option<u64>,
+    timezone: Option<ZoneName>,
+    free_windows: Vec<UpdateWindow>,
+    credentials_file: Option<PathBuf>,
+    registries: BTreeMap<String, Registry>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,13 +253,8 @@ impl Input {
                     0..=DAY_SECONDS,
                 ),
             },
-            pull: PullSettings {
-                no_progress_seconds: faults.seconds(
-                    "pull.no_progress_seconds",
-                    self.pull.no_progress_seconds.unwrap_or(60),
-                    1..=3_600,
-                ),
-            },
+            pull: pull(self.pull, &mut faults),
+            peers: peers(self.peers, &mut faults),
             disk: disk(&self.disk, &mut faults),
             updates: updates(self.updates, &runtime_dir, &mut faults),
             local_api: LocalApiSettings {
@@ -288,6 +311,131 @@ fn api(input: Api, faults: &mut Faults) -> ApiSettings {
 }
 
 /// 64 MB: the journal, an engine's records and logs of a swap and of the way back take a few of them.
+/// As large as the largest layers that small devices run.
+const SPOOL_MB: u64 = 4_000;
+const MAX_SPOOL_MB: u64 = 1_000_000;
+/// Slower than this the pull itself would be taken for one that stands still.
+const MIN_BYTES_PER_SECOND: u64 = 2_000;
+
+fn pull(input: Pull, faults: &mut Faults) -> PullSettings {
+    let spool_mb = input.spool_mb.unwrap_or(SPOOL_MB);
+    if !(1..=MAX_SPOOL_MB).contains(&spool_mb) {
+        let detail = format!("{spool_mb} is out of range, write 1 to {MAX_SPOOL_MB} megabytes");
+        faults.add("pull.spool_mb", &detail);
+    }
+    if let Some(rate) = input.most_bytes_per_second
+        && rate < MIN_BYTES_PER_SECOND
+    {
+        let detail = format!("{rate} is too little, write at least {MIN_BYTES_PER_SECOND}");
+        faults.add("pull.most_bytes_per_second", &detail);
+    }
+    windows("pull.free_windows", &input.free_windows, faults);
+    if let Some(name) = input.timezone.as_ref().filter(|name| zone(name).is_none()) {
+        faults.add("pull.timezone", &format!("there is no time zone {name}"));
+    }
+    PullSettings {
+        fetch: faults.word(
+            "pull.fetch",
+            input.fetch.as_deref(),
+            &[("agent", FetchBy::Agent), ("engine", FetchBy::Engine)],
+            FetchBy::default(),
+        ),
+        no_progress_seconds: faults.seconds(
+            "pull.no_progress_seconds",
+            input.no_progress_seconds.unwrap_or(60),
+            1..=3_600,
+        ),
+        spool_mb,
+        most_bytes_per_second: input.most_bytes_per_second,
+        most_mb_per_day: input.most_mb_per_day,
+        timezone: input.timezone,
+        free_windows: input.free_windows,
+        credentials_file: absolute("pull.credentials_file", input.credentials_file, faults),
+        registries: input
+            .registries
+            .into_iter()
+            .map(|(name, entry)| {
+                let entry = registry(&name, entry, faults);
+                (name, entry)
+            })
+            .collect(),
+    }
+}
+
+fn registry(name: &str, input: Registry, faults: &mut Faults) -> RegistryEntry {
+    let key = format!("pull.registries.{name}");
+    // As references write it: what has no dot, no port and is not localhost is a path on Docker Hub.
+    let reference = format!("{name}/x").parse::<Reference>();
+    if reference.is_ok_and(|reference| reference.repository().registry() != name)
+        || name.contains('/')
+    {
+        faults.add(
+            &key,
+            "write the registry as references name it, such as registry.example:5000",
+        );
+    }
+    for (index, mirror) in input.mirrors.iter().enumerate() {
+        if let Err(error) = mirror.parse::<Mirror>() {
+            faults.add(&format!("{key}.mirrors[{index}]"), &error.to_string());
+        }
+    }
+    RegistryEntry {
+        plain_http: input.plain_http,
+        ca_file: absolute(&format!("{key}.ca_file"), input.ca_file, faults),
+        mirrors: input.mirrors,
+    }
+}
+
+fn absolute(key: &str, file: Option<PathBuf>, faults: &mut Faults) -> Option<PathBuf> {
+    if file.as_ref().is_some_and(|file| !file.is_absolute()) {
+        faults.add(key, "write an absolute path");
+    }
+    file
+}
+
+/// Each is asked in turn, and a silent one costs seconds.
+const MAX_PEERS: usize = 8;
+
+fn peers(input: Peers, faults: &mut Faults) -> PeerSettings {
+    let Peers {
+        key_file,
+        listen,
+        ask,
+    } = input;
+    if key_file.is_none() && (listen.is_some() || !ask.is_empty()) {
+        faults.add(
+            "peers.key_file",
+            "name the file with the key that neighbours share",
+        );
+    }
+    let key_file = absolute("peers.key_file", key_file, faults);
+    if ask.len() > MAX_PEERS {
+        let detail = format!("{} are too many, write at most {MAX_PEERS}", ask.len());
+        faults.add("peers.ask", &detail);
+    }
+    for (index, address) in ask.iter().enumerate() {
+        let parts = address.rsplit_once(':');
+        let named = parts.filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if named.is_none_or(|(host, _)| host.contains(['/', '@', '?', '#', ' '])) {
+            let detail = format!("`{address}` is no host with a port, write host:port");
+            faults.add(&format!("peers.ask[{index}]"), &detail);
+        }
+    }
+    let listen = listen.and_then(|text| {
+        let address = text.parse();
+        if address.is_err() {
+            let detail = format!("`{text}` is no address with a port, write 192.0.2.7:7411");
+            faults.add("peers.listen", &detail);
+        }
+        address.ok()
+    });
+    PeerSettings {
+        key_file,
+        listen,
+        ask,
+    }
+}
+
 const RESERVE_MB: u64 = 64;
 /// More would only take room from images.
 const MAX_RESERVE_MB: u64 = 4_096;
@@ -302,16 +450,7 @@ fn disk(input: &Disk, faults: &mut Faults) -> DiskSettings {
 }
 
 fn updates(input: Updates, runtime_dir: &Path, faults: &mut Faults) -> UpdateSettings {
-    if input.windows.len() > MAX_WINDOWS {
-        let detail = format!("write at most {MAX_WINDOWS} windows");
-        faults.add("updates.windows", &detail);
-    }
-    for (position, window) in input.windows.iter().enumerate() {
-        if zone(&window.timezone).is_none() {
-            let detail = format!("there is no time zone {}", window.timezone);
-            faults.add(&format!("updates.windows[{position}].timezone"), &detail);
-        }
-    }
+    windows("updates.windows", &input.windows, faults);
     UpdateSettings {
         windows: input.windows,
         lock_dir: path(
@@ -320,6 +459,18 @@ fn updates(input: Updates, runtime_dir: &Path, faults: &mut Faults) -> UpdateSet
             &runtime_dir.join("locks"),
             faults,
         ),
+    }
+}
+
+fn windows(key: &str, windows: &[UpdateWindow], faults: &mut Faults) {
+    if windows.len() > MAX_WINDOWS {
+        faults.add(key, &format!("write at most {MAX_WINDOWS} windows"));
+    }
+    for (position, window) in windows.iter().enumerate() {
+        if zone(&window.timezone).is_none() {
+            let detail = format!("there is no time zone {}", window.timezone);
+            faults.add(&format!("{key}[{position}].timezone"), &detail);
+        }
     }
 }
 

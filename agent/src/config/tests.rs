@@ -102,6 +102,36 @@ fn faults_name_the_key_and_what_to_write() {
             "updates: {windows: [{start: '22:00', end: '04:00', timezone: Europe/Berlingo}]}",
             "updates.windows[0].timezone: there is no time zone Europe/Berlingo",
         ),
+        (
+            "pull: {fetch: nobody}",
+            "pull.fetch: `nobody` is unknown, write agent, engine",
+        ),
+        ("pull: {spool_mb: 0}", "pull.spool_mb: 0 is out of range"),
+        (
+            "pull: {most_bytes_per_second: 10}",
+            "pull.most_bytes_per_second: 10 is too little",
+        ),
+        (
+            "pull: {registries: {reg.example: {mirrors: ['https://m']}}}",
+            "pull.registries.reg.example.mirrors[0]: ",
+        ),
+        (
+            "pull: {registries: {reg.example/team: {plain_http: true}}}",
+            "pull.registries.reg.example/team: write the registry as references name it",
+        ),
+        (
+            "pull: {credentials_file: config.json}",
+            "pull.credentials_file: write an absolute path",
+        ),
+        ("peers: {ask: ['a:1']}", "peers.key_file: name the file"),
+        (
+            "peers: {key_file: /k, ask: ['http://a:1']}",
+            "peers.ask[0]: `http://a:1` is no host with a port",
+        ),
+        (
+            "peers: {key_file: /k, listen: '7411'}",
+            "peers.listen: `7411` is no address with a port",
+        ),
         ("policy: {file: x}", "policy.file: write an absolute path"),
         ("api: {ca_file: /no/such}", "api.ca_file: there is no file"),
         ("[1", "agent.yaml is not valid YAML"),

@@ -98,6 +98,7 @@ impl<C: Clock, R: Randomness> Reporter<'_, C, R> {
             apps: view.apps.clone(),
             steps: view.steps.iter().map(|step| step.text.clone()).collect(),
             holds,
+            pulls: self.shared.pulls(),
             system,
             engine: view.engine.clone(),
         }

@@ -5,6 +5,7 @@
 
 mod exec;
 mod image;
+mod libpod;
 mod network;
 mod read;
 
@@ -34,8 +35,8 @@ use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
 use super::{
-    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed,
-    ImageStore, NewContainer, NewSandbox, Operation, PullAuth, StoredImage, convert, guard, labels,
+    Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed, Fetch,
+    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, guard, known, labels,
     sandbox,
 };
 use crate::fault::foreign;
@@ -351,16 +352,9 @@ impl Engine for DockerEngine {
         self.find_image(pinned).await
     }
 
-    async fn pull(
-        &self,
-        pinned: &str,
-        platform: &Platform,
-        auth: Option<&PullAuth>,
-        no_progress_ms: u64,
-    ) -> Result<(), EngineError> {
-        guard::image(&self.policy, pinned)?;
-        self.pull_image(pinned, platform, auth, no_progress_ms)
-            .await
+    async fn pull(&self, fetch: &Fetch<'_>) -> Result<(), EngineError> {
+        guard::fetch(&self.policy, fetch)?;
+        self.pull_image(fetch).await
     }
 
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
@@ -374,7 +368,7 @@ impl Engine for DockerEngine {
                 Dialect::Podman => false,
             },
         };
-        let body = Box::new(convert::create_body(new, around)?);
+        let mut body = Box::new(convert::create_body(new, around)?);
         let networks: Vec<&str> = new.network.names().collect();
         let lender = new.network.lender();
         let files = secrets::service_folder(&self.runtime_dir, new.key);
@@ -385,6 +379,8 @@ impl Engine for DockerEngine {
             own_image: false,
         };
         guard::container(&self.policy, &body, &ours)?;
+        // The policy speaks of where an image comes from; here it may be called otherwise.
+        body.image = Some(known::name_for(self, new).await?);
         self.create_named(new.name, body, |found| is_what_was_asked(found, new))
             .await
     }
@@ -661,6 +657,15 @@ fn fault(operation: Operation, error: DockerError) -> EngineError {
         } if message.contains("client version") => EngineError::Unreachable {
             operation,
             source: Box::new(OtherVersion(foreign(&message))),
+        },
+        // Podman's words and status for a container that goes while it looks at it.
+        DockerError::DockerResponseServerError {
+            status_code: 500,
+            message,
+        } if message.ends_with("no such container") => EngineError::Refused {
+            operation,
+            status: 404,
+            message: foreign(&message),
         },
         DockerError::DockerResponseServerError {
             status_code,

@@ -14,6 +14,7 @@ use std::path::Path;
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, NetworkingConfig, ResourcesUlimits,
 };
+use holdfast_plan::is_transit_name;
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::Reference;
 use holdfast_proto::spec::NetworkMode;
@@ -21,7 +22,7 @@ use holdfast_proto::target::{ServiceTarget, TargetState};
 
 pub use networks::network;
 
-use super::{NewContainer, NewNetwork, convert};
+use super::{Fetch, NewContainer, NewNetwork, convert};
 use crate::fault::foreign;
 use crate::policy::{Policy, Refusal, Rules};
 use crate::secrets;
@@ -117,10 +118,16 @@ pub fn refusals(
         .collect()
 }
 
-/// Judges an image before it is fetched.
-pub fn image(policy: &Policy, reference: &str) -> Result<(), Refusal> {
+/// Judges an image before it is fetched: by the name that the target gave it. It may come from there or
+/// from the agent itself, whatever the policy allows.
+pub fn fetch(policy: &Policy, fetch: &Fetch<'_>) -> Result<(), Refusal> {
+    allow(
+        fetch.from == fetch.pinned || is_transit_name(fetch.from),
+        "Image",
+        || NEVER.to_owned(),
+    )?;
     match policy.rules() {
-        Some(rules) => from_allowed_registry(rules, Some(reference)),
+        Some(rules) => from_allowed_registry(rules, Some(fetch.pinned)),
         None => Ok(()),
     }
 }

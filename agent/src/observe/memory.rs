@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_plan::{ContainerState, Health, ProbeState, StoredImage};
+use holdfast_plan::{ContainerState, Health, ProbeState};
 
-use crate::engine::EngineContainer;
+use crate::engine::{EngineContainer, StoredImage};
 
 /// So long a list of images is good enough: nothing that a swap waits for depends on it, and listing them
 /// between the stop of the old container and the start of the new one would cost time.

@@ -34,8 +34,19 @@ pub(super) struct Failures {
     steps: BTreeMap<ServiceKey, Failure>,
     pulls: BTreeMap<String, Failure>,
     images: BTreeMap<String, Failure>,
-    outgrown: BTreeMap<String, u64>,
+    outgrown: BTreeMap<String, Outgrown>,
 }
+
+/// An image that was cut off because it would have filled the disk.
+struct Outgrown {
+    /// Bytes that were free when it began.
+    free_before: u64,
+    /// When it was cut off (monotonic).
+    at_ms: u64,
+}
+
+/// For so long it is taken for too large: others may have taken the room and given it back.
+const OUTGROWN_MS: u64 = 60 * 60 * 1_000;
 
 impl Failures {
     pub(super) fn new(seed: u64) -> Self {
@@ -77,9 +88,17 @@ impl Failures {
         }
     }
 
-    /// Notes that an image could not be named or removed; gives how often that was so in a row.
-    pub(super) fn image_failed(&mut self, name: &str, error: &str, now_ms: u64) -> u32 {
-        let fresh = Failure::new(QUIET_MIN_MS, QUIET_MAX_MS, self.seed);
+    /// Notes that an image could not be named or removed; gives how often that was so in a row. What somebody
+    /// else uses is theirs for long.
+    pub(super) fn image_failed(
+        &mut self,
+        name: &str,
+        error: &str,
+        is_used: bool,
+        now_ms: u64,
+    ) -> u32 {
+        let least_ms = if is_used { QUIET_MAX_MS } else { QUIET_MIN_MS };
+        let fresh = Failure::new(least_ms, QUIET_MAX_MS, self.seed);
         let failure = self.images.entry(name.to_owned()).or_insert(fresh);
         failure.note("image", error, now_ms)
     }
@@ -89,16 +108,22 @@ impl Failures {
     }
 
     /// Notes that a pull was cut off because it would have filled the disk.
-    pub(super) fn outgrew(&mut self, image: &str, free_before: u64) {
-        self.outgrown.insert(image.to_owned(), free_before);
+    pub(super) fn outgrew(&mut self, image: &str, free_before: u64, at_ms: u64) {
+        let outgrown = Outgrown { free_before, at_ms };
+        self.outgrown.insert(image.to_owned(), outgrown);
     }
 
-    /// Notes a failed pull; gives how often it failed in a row.
+    /// Somebody wants it tried all the same.
+    pub(super) fn forget_outgrown(&mut self) {
+        self.outgrown.clear();
+    }
+
+    /// Notes a failed pull that is of no use before `wait_ms` have passed; gives how often it failed in a row.
     pub(super) fn pull_failed(
         &mut self,
         image: &str,
         why: PullReason,
-        error: &str,
+        (error, wait_ms): (&str, u64),
         now_ms: u64,
     ) -> u32 {
         let fresh = match why {
@@ -106,7 +131,9 @@ impl Failures {
             PullReason::WayBack => Failure::new(QUIET_MIN_MS, QUIET_MAX_MS, self.seed),
         };
         let failure = self.pulls.entry(image.to_owned()).or_insert(fresh);
-        failure.note("pull", error, now_ms)
+        let attempt = failure.note("pull", error, now_ms);
+        failure.due_ms = failure.due_ms.max(now_ms.saturating_add(wait_ms));
+        attempt
     }
 
     pub(super) fn pull_succeeded(&mut self, image: &str) {
@@ -138,8 +165,13 @@ impl Failures {
         self.images.iter().map(retry).collect()
     }
 
-    pub(super) fn outgrown(&self) -> &BTreeMap<String, u64> {
-        &self.outgrown
+    /// Images that are taken for too large, and what was free when they began.
+    pub(super) fn outgrown(&self, now_ms: u64) -> BTreeMap<String, u64> {
+        let all = self.outgrown.iter();
+        let fresh = all.filter(|(_, cut)| now_ms.saturating_sub(cut.at_ms) < OUTGROWN_MS);
+        fresh
+            .map(|(image, cut)| (image.clone(), cut.free_before))
+            .collect()
     }
 
     pub(super) fn pulls(&self, now: Timestamp, now_ms: u64) -> BTreeMap<String, Retry> {
@@ -200,6 +232,27 @@ mod tests {
         assert_eq!(left(1_900_000_000_000, 10_000), first);
         assert_eq!(left(-5, 10_400), first - 400);
         assert_eq!(left(7, 99_000), 0);
+    }
+
+    #[test]
+    fn an_image_is_too_large_for_an_hour_or_until_somebody_wants_it() {
+        let mut failures = Failures::new(1);
+        failures.outgrew("web", 5, 1_000);
+        failures.outgrew("db", 7, 2_000);
+        assert_eq!(failures.outgrown(OUTGROWN_MS).len(), 2);
+        let late = failures.outgrown(OUTGROWN_MS + 1_000);
+        assert_eq!(late, BTreeMap::from([("db".to_owned(), 7)]));
+        failures.forget_outgrown();
+        assert!(failures.outgrown(OUTGROWN_MS).is_empty());
+    }
+
+    #[test]
+    fn a_registrys_wish_is_longer_than_our_own_patience() {
+        let mut failures = Failures::new(1);
+        failures.pull_failed("web", PullReason::Update, ("no", 3_600_000), 0);
+        let now = Timestamp::from_millis(0);
+        let due = failures.pulls(now, 0)["web"].not_before.since_ms(now);
+        assert_eq!(due, 3_600_000);
     }
 
     #[test]

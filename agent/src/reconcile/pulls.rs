@@ -1,18 +1,22 @@
 //! Owns the pulls that run beside the other steps: few at a time, each image once.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::pin::Pin;
 
+use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use holdfast_plan::{Observed, PullReason, Step};
 use holdfast_proto::id::ServiceKey;
+use tokio::sync::oneshot;
 
 use super::Rules;
 use crate::clock::Clock;
 use crate::disk;
 use crate::engine::{Engine, EngineInfo};
 use crate::execute::pull::{Pull, PullError, PullLogins};
+use crate::fetch::transport::Transport;
 use crate::journal::IntentId;
 
 /// Side by side at most: more only share one device's line and disk.
@@ -33,11 +37,14 @@ pub(super) struct Begun {
     pub(super) why: PullReason,
 }
 
+/// Dropped, it ends its pull.
+type GivenUp = oneshot::Sender<Infallible>;
+
 /// The running pulls.
 #[derive(Default)]
 pub(super) struct Pulls<'a> {
-    pub(super) running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + 'a>>>,
-    begun: BTreeMap<String, Begun>,
+    running: FuturesUnordered<Pin<Box<dyn Future<Output = Option<Done>> + 'a>>>,
+    begun: BTreeMap<String, (Begun, GivenUp)>,
 }
 
 impl<'a> Pulls<'a> {
@@ -60,33 +67,56 @@ impl<'a> Pulls<'a> {
         engine: &'a E,
         clock: &'a C,
         logins: &'a dyn PullLogins,
+        transport: Option<&'a Transport<'a, C>>,
         (pull, begun): (Pull, Begun),
     ) {
-        self.begun.insert(pull.image.clone(), begun);
+        let (wanted, given_up) = oneshot::channel();
+        self.begun.insert(pull.image.clone(), (begun, wanted));
         let room = pull
             .floor
             .as_ref()
             .and_then(|(folder, _)| disk::free(folder));
         let free_before = room.map(|free| free.bytes);
         self.running.push(Box::pin(async move {
-            let outcome = pull.run(engine, clock, logins).await;
-            Done {
+            let outcome = tokio::select! {
+                biased;
+                _ = given_up => return None,
+                outcome = pull.run(engine, clock, logins, transport) => outcome,
+            };
+            Some(Done {
                 image: pull.image,
                 free_before,
                 outcome,
-            }
+            })
         }));
     }
 
     /// What a pull that ended was begun for.
     pub(super) fn take(&mut self, image: &str) -> Option<Begun> {
-        self.begun.remove(image)
+        self.begun.remove(image).map(|(begun, _)| begun)
+    }
+
+    /// The next pull that ends by itself; none when none is left.
+    pub(super) async fn next(&mut self) -> Option<Done> {
+        while let Some(ended) = self.running.next().await {
+            if ended.is_some() {
+                return ended;
+            }
+        }
+        None
+    }
+
+    /// Gives up the pulls of images that nothing needs any more; gives what they were begun for.
+    pub(super) fn give_up(&mut self, is_needed: impl Fn(&String) -> bool) -> Vec<Begun> {
+        let over = self.begun.extract_if(.., |image, _| !is_needed(image));
+        over.map(|(_, (begun, _))| begun).collect()
     }
 
     /// Drops every pull, which closes its connection; gives what they were begun for.
     pub(super) fn abort(&mut self) -> Vec<Begun> {
         self.running.clear();
-        std::mem::take(&mut self.begun).into_values().collect()
+        let all = std::mem::take(&mut self.begun).into_values();
+        all.map(|(begun, _)| begun).collect()
     }
 }
 
@@ -121,6 +151,7 @@ pub(super) fn of(
             .map(|disk| (PathBuf::from(&info.root), disk.floor_bytes)),
         no_progress_ms: rules.no_progress_ms,
         login: false,
+        seed: 0,
     };
     Some((pull, *why))
 }

@@ -11,13 +11,15 @@ use bollard::query_parameters::{
     CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions,
 };
 use futures_util::StreamExt as _;
+use holdfast_plan::is_transit_name;
 use holdfast_proto::image::Platform;
 
 use super::{
-    CHANGE_TIMEOUT, DockerEngine, DockerError, READ_TIMEOUT, absent_is_none, bounded, fault,
+    Agreed, CHANGE_TIMEOUT, Dialect, DockerEngine, DockerError, READ_TIMEOUT, absent_is_none,
+    bounded, fault,
 };
 use crate::engine::convert::Unsupported;
-use crate::engine::{EngineError, EngineImage, Operation, PullAuth, StoredImage, sandbox};
+use crate::engine::{EngineError, EngineImage, Fetch, Operation, PullAuth, StoredImage, sandbox};
 use crate::fault::foreign;
 
 impl DockerEngine {
@@ -43,16 +45,20 @@ impl DockerEngine {
         }))
     }
 
-    pub(super) async fn pull_image(
-        &self,
-        pinned: &str,
-        platform: &Platform,
-        auth: Option<&PullAuth>,
-        no_progress_ms: u64,
-    ) -> Result<(), EngineError> {
-        let docker = self.docker(Operation::Pull).await?;
+    pub(super) async fn pull_image(&self, fetch: &Fetch<'_>) -> Result<(), EngineError> {
+        let Fetch {
+            from,
+            platform,
+            auth,
+            no_progress_ms,
+            ..
+        } = *fetch;
+        let Agreed { docker, dialect } = self.agreed(Operation::Pull).await?;
+        if dialect == Dialect::Podman && is_transit_name(from) {
+            return self.pull_from_agent(from, platform).await;
+        }
         let options = CreateImageOptions {
-            from_image: Some(pinned.to_owned()),
+            from_image: Some(from.to_owned()),
             platform: platform.to_string(),
             ..CreateImageOptions::default()
         };

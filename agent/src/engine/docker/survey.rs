@@ -45,6 +45,21 @@ pub struct LocalImage {
     pub platform: Platform,
 }
 
+/// What an engine was told about reaching registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Those it speaks plain HTTP to (`insecure-registries`), by name.
+    pub insecure: Vec<String>,
+    /// Where it asks for images of Docker Hub first (`registry-mirrors`): URLs.
+    pub mirrors: Vec<String>,
+    /// Its proxies, as its environment says; a password in them is not told.
+    pub http_proxy: String,
+    /// As `http_proxy`.
+    pub https_proxy: String,
+    /// Hosts that no proxy is asked for.
+    pub no_proxy: String,
+}
+
 impl DockerEngine {
     /// Every container that runs now.
     pub async fn running(&self) -> Result<Vec<RunningContainer>, EngineError> {
@@ -93,17 +108,23 @@ impl DockerEngine {
         Ok(running)
     }
 
-    /// The registries that the engine was told to speak plain HTTP to (`insecure-registries`), by name.
-    pub async fn insecure_registries(&self) -> Result<Vec<String>, EngineError> {
+    /// What the engine was told about reaching registries.
+    pub async fn ways(&self) -> Result<Ways, EngineError> {
         let info = self
             .call(Operation::Describe, READ_TIMEOUT, |docker| async move {
                 docker.info().await
             })
             .await?;
-        let known = info.registry_config.and_then(|config| config.index_configs);
-        let known = known.unwrap_or_default().into_iter();
+        let config = info.registry_config.unwrap_or_default();
+        let known = config.index_configs.unwrap_or_default().into_iter();
         let insecure = known.filter(|(_, index)| index.secure == Some(false));
-        Ok(insecure.map(|(name, _)| name).collect())
+        Ok(Ways {
+            insecure: insecure.map(|(name, _)| name).collect(),
+            mirrors: config.mirrors.unwrap_or_default(),
+            http_proxy: info.http_proxy.unwrap_or_default(),
+            https_proxy: info.https_proxy.unwrap_or_default(),
+            no_proxy: info.no_proxy.unwrap_or_default(),
+        })
     }
 
     async fn local_image(&self, id: &str) -> Result<Option<LocalImage>, EngineError> {

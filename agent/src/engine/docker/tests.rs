@@ -29,6 +29,24 @@ fn refusals_are_told_from_an_engine_that_is_away() {
 }
 
 #[test]
+fn a_container_that_goes_while_podman_looks_at_it_is_gone() {
+    let said = |status_code: u16, message: &str| {
+        let message = message.to_owned();
+        let error = DockerError::DockerResponseServerError {
+            status_code,
+            message,
+        };
+        absent_is_none::<()>(Err(fault(Operation::Inspect, error)))
+    };
+    let gone = said(
+        500,
+        "container 1f does not exist in database: no such container",
+    );
+    assert_eq!(gone.unwrap(), None);
+    assert!(said(500, "database is locked").is_err());
+}
+
+#[test]
 fn an_engine_of_another_version_is_away_until_a_version_is_agreed_on_again() {
     for words in [
         "client version 1.50 is too new. Maximum supported API version is 1.41",

@@ -13,7 +13,7 @@ use super::{FakeEngine, make};
 use crate::clock::Clock;
 use crate::engine::{
     Engine, EngineAttachment, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork,
-    Executed, ImageStore, NewContainer, NewSandbox, Operation, PullAuth, StoredImage, labels,
+    Executed, Fetch, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, known, labels,
     sandbox,
 };
 
@@ -268,13 +268,12 @@ impl<C: Clock> Engine for FakeEngine<C> {
         .await
     }
 
-    async fn pull(
-        &self,
-        pinned: &str,
-        _platform: &Platform,
-        _auth: Option<&PullAuth>,
-        no_progress_ms: u64,
-    ) -> Result<(), EngineError> {
+    async fn pull(&self, fetch: &Fetch<'_>) -> Result<(), EngineError> {
+        let Fetch {
+            pinned,
+            no_progress_ms,
+            ..
+        } = *fetch;
         let begun = self.call(Operation::Pull, pinned, |world, _| world.begin_pull(pinned));
         match begun.await? {
             Pulling::Done(wait_ms) => {
@@ -298,8 +297,9 @@ impl<C: Clock> Engine for FakeEngine<C> {
     async fn create(&self, new: &NewContainer<'_>) -> Result<String, EngineError> {
         let container = make::service(new)?;
         let asked = container.labels.clone();
+        let image = known::name_for(self, new).await?;
         let outcome = self.call(Operation::Create, new.name, |world, _| {
-            world.create(&new.service.image_name, container)
+            world.create(&image, container)
         });
         self.created(new.name, &asked, outcome.await).await
     }

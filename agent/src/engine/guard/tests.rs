@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use bollard::models::ContainerCreateBody;
+use holdfast_proto::image::Platform;
 use holdfast_proto::target::TargetState;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -621,10 +622,28 @@ fn a_target_says_of_each_service_why_it_is_held() {
 
 #[test]
 fn an_image_is_judged_before_it_is_fetched() {
-    let policy = policy(STRICT);
-    assert_eq!(image(&policy, &format!("web@{DIGEST}")), Ok(()));
-    assert!(image(&policy, &format!("ghcr.io/web@{DIGEST}")).is_err());
-    assert_eq!(image(&Policy::unrestricted(), "x.example/y"), Ok(()));
+    let (policy, platform) = (policy(STRICT), Platform::new("linux", "amd64", None));
+    let judge = |policy: &Policy, pinned: &str, from: &str| {
+        let asked = Fetch {
+            pinned,
+            from,
+            platform: &platform,
+            auth: None,
+            no_progress_ms: 1,
+        };
+        fetch(policy, &asked)
+    };
+    let allowed = format!("web@{DIGEST}");
+    let other = format!("ghcr.io/web@{DIGEST}");
+    let transit = format!("127.0.0.1:4711/{}/web@{DIGEST}", "0".repeat(32));
+    assert_eq!(judge(&policy, &allowed, &allowed), Ok(()));
+    assert_eq!(judge(&policy, &allowed, &transit), Ok(()));
+    assert!(judge(&policy, &allowed, &other).is_err());
+    assert!(judge(&policy, &other, &other).is_err());
+    assert!(judge(&policy, &other, &transit).is_err());
+    let free = Policy::unrestricted();
+    assert_eq!(judge(&free, "x.example/y", "x.example/y"), Ok(()));
+    assert!(judge(&free, &allowed, &other).is_err());
 }
 
 /// Specs that a policy of these lines allows, made of any of these parts.
