@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use holdfast_proto::image::{Reference, Resolution, ResolutionStatus, ResolvedImage};
+use holdfast_proto::image::{
+    Reference, Resolution, ResolutionStatus, ResolvedImage, written_registry,
+};
 use holdfast_proto::time::Timestamp;
 
 /// Which image a reference asks for, whatever way it was written.
@@ -47,6 +49,7 @@ impl std::fmt::Display for Key {
             repository,
             selector,
         } = self;
+        let registry = written_registry(registry);
         write!(f, "{registry}/{repository}{separator}{selector}")
     }
 }

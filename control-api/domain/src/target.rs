@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_proto::id::{AppId, DeviceId};
-use holdfast_proto::image::{Expected, Pin, Platform, Reference, Resolution, ResolutionStatus};
+use holdfast_proto::id::{AppId, DeviceId, ServiceKey};
+use holdfast_proto::image::{
+    ConfigDigest, Expected, Pin, Platform, Reference, Resolution, ResolutionStatus,
+};
 use holdfast_proto::problem::{FieldError, Pointer};
 use holdfast_proto::target::{App, ServiceInput, ServiceTarget, TargetInput, TargetState};
 use holdfast_proto::time::Timestamp;
@@ -49,6 +51,18 @@ pub fn render(
     known: &KnownImages,
     now: Timestamp,
 ) -> Rendered {
+    render_keeping(input, &BTreeMap::new(), platform, known, now)
+}
+
+/// As [`render`], but a service that is pinned in `before` by the same reference keeps its digests, whatever its tag
+/// means by now.
+pub fn render_keeping(
+    input: &TargetInput,
+    before: &BTreeMap<AppId, App>,
+    platform: &Platform,
+    known: &KnownImages,
+    now: Timestamp,
+) -> Rendered {
     let mut unsupported = Vec::new();
     let mut unresolved = Vec::new();
     let mut apps = BTreeMap::new();
@@ -63,6 +77,15 @@ pub fn render(
             let Ok(reference) = service.reference() else {
                 continue;
             };
+            let old = before.get(id).and_then(|old| {
+                let old = old.services.iter();
+                let mut named = old.filter(|old| old.service_name == service.service_name);
+                named.find_map(|old| kept(old, &reference, platform))
+            });
+            if let Some(old) = old {
+                services.push(target(service, old.clone()));
+                continue;
+            }
             let field = if service.image_name.is_some() {
                 at.member(position).member("imageName")
             } else {
@@ -206,6 +229,13 @@ fn same_service(left: &ServiceTarget, right: &ServiceTarget) -> bool {
         }
 }
 
+/// The pin of a service that has a digest of this reference for this platform.
+fn kept<'a>(old: &'a ServiceTarget, reference: &Reference, platform: &Platform) -> Option<&'a Pin> {
+    let pin = old.pin.as_ref()?;
+    let is_for_it = pin.platform.as_ref().is_some_and(|old| platform.runs(old));
+    (is_for_it && pin.pull_digest().is_some() && pin.reference == *reference).then_some(pin)
+}
+
 /// Takes over from `before` what was pinned there already: the same service with the same reference keeps
 /// its digests, if they are for this platform.
 pub fn keep_pins(
@@ -220,14 +250,10 @@ pub fn keep_pins(
         for service in &mut app.services {
             let kept = old.services.iter().find(|old| {
                 old.service_name == service.service_name
-                    && old.pin.as_ref().is_some_and(|old| {
-                        old.platform.as_ref().is_some_and(|old| platform.runs(old))
-                            && old.pull_digest().is_some()
-                            && service
-                                .pin
-                                .as_ref()
-                                .is_some_and(|pin| pin.reference == old.reference)
-                    })
+                    && service
+                        .pin
+                        .as_ref()
+                        .is_some_and(|pin| kept(old, &pin.reference, platform).is_some())
             });
             if let Some(kept) = kept {
                 service.image_name.clone_from(&kept.image_name);
@@ -236,6 +262,86 @@ pub fn keep_pins(
             }
         }
     }
+}
+
+/// What a version makes of a device's target.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repinned {
+    /// The content of each service that names it, for this device.
+    pub services: BTreeMap<ServiceKey, ConfigDigest>,
+    /// Whether any of them runs other content then.
+    pub is_changed: bool,
+    /// Whether the version has nothing for this device's platform.
+    pub is_unsupported: bool,
+}
+
+/// Pins every service that names `key` to this version, and leaves all else as it is.
+pub fn repin(
+    apps: &mut BTreeMap<AppId, App>,
+    key: &Key,
+    version: &Known,
+    platform: &Platform,
+    now: Timestamp,
+) -> Repinned {
+    let mut found = Repinned::default();
+    let known = KnownImages::from([(key.clone(), version.clone())]);
+    for (id, app) in apps {
+        for service in &mut app.services {
+            let Some(old) = service
+                .pin
+                .as_ref()
+                .filter(|old| Key::of(&old.reference) == *key)
+            else {
+                continue;
+            };
+            let mut new = match pin(&old.reference, platform, &known, now) {
+                Pinned::Done(new) => new,
+                Pinned::Unresolved(_) | Pinned::Unsupported(_) => {
+                    found.is_unsupported = true;
+                    continue;
+                }
+            };
+            new.pull_login = old.pull_login;
+            let content = |pin: &Pin| pin.expected.as_ref().map(|expected| expected.config_digest);
+            found.is_changed |= content(old) != content(&new);
+            if let (Some(digest), Some(expected)) = (new.pull_digest(), &new.expected) {
+                let image = new.reference.pinned(digest);
+                let service_key = ServiceKey {
+                    app: id.clone(),
+                    service: service.service_name.clone(),
+                };
+                found.services.insert(service_key, expected.config_digest);
+                service.image_name.clone_from(&image);
+                service.config.image = Some(image);
+            }
+            service.pin = Some(new);
+        }
+    }
+    found
+}
+
+/// Pins the services that name an image as they were pinned in `old`; answers how many of them were.
+pub fn repin_as(apps: &mut BTreeMap<AppId, App>, key: &Key, old: &BTreeMap<AppId, App>) -> usize {
+    let mut many = 0;
+    for (id, app) in apps {
+        let before = old.get(id).map_or(&[][..], |app| &app.services);
+        for service in &mut app.services {
+            let is_meant = |pin: &Pin| Key::of(&pin.reference) == *key;
+            let then = before
+                .iter()
+                .find(|then| then.service_name == service.service_name)
+                .filter(|then| then.pin.as_ref().is_some_and(is_meant));
+            if let Some(then) = then
+                && service.pin.as_ref().is_some_and(is_meant)
+            {
+                service.image_name.clone_from(&then.image_name);
+                service.config.image.clone_from(&then.config.image);
+                service.pin.clone_from(&then.pin);
+                many += 1;
+            }
+        }
+    }
+    many
 }
 
 /// Notes at each pin whether a login for its registry is known, which the device should then ask for.

@@ -162,6 +162,37 @@ fn the_time_of_resolution_is_no_difference_but_a_digest_is() {
 }
 
 #[test]
+fn what_is_pinned_stays_pinned_where_nobody_asks_for_more() {
+    let of = |content: &str, platforms: &[&str]| {
+        known("nginx:1", learn(None, Ok(index(content, platforms)), at(1)))
+    };
+    let old = render(
+        &input("nginx:1"),
+        &amd64(),
+        &of("a", &["linux/amd64"]),
+        at(1),
+    )
+    .apps;
+    let again = |image: &str, images: &KnownImages| {
+        render_keeping(&input(image), &old, &amd64(), images, at(2))
+    };
+    let moved = of("b", &["linux/amd64"]);
+    assert!(same(&again("nginx:1", &moved).apps, &old));
+    // What the tag means by now may be of no use here, or not be known: that is no fault.
+    for images in [of("b", &["linux/arm64"]), KnownImages::new()] {
+        let kept = again("nginx:1", &images);
+        assert!(same(&kept.apps, &old));
+        assert!(kept.unsupported.is_empty() && kept.unresolved.is_empty());
+    }
+    // Another reference was never pinned here, nor was this one for another platform.
+    assert_eq!(again("nginx:2", &moved).unresolved.len(), 1);
+    let arm: Platform = "linux/arm64".parse().unwrap();
+    let images = of("b", &["linux/arm64"]);
+    let elsewhere = render_keeping(&input("nginx:1"), &old, &arm, &images, at(2));
+    assert!(elsewhere.unsupported.is_empty() && !same(&elsewhere.apps, &old));
+}
+
+#[test]
 fn each_reference_is_asked_for_once() {
     let body = r#"{"apps":{"1":{"appId":1,"appName":"a","services":[
         {"serviceId":1,"serviceName":"a","imageName":"redis"},
