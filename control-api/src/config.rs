@@ -5,13 +5,16 @@
 //! `HOLDFAST_API_LOG__LEVEL=debug`; lists and maps in YAML's flow style). Refuses unknown keys.
 
 mod input;
+mod pushes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_domain::approval::{Internal, TargetRule};
+use holdfast_domain::retention::Retention;
 use holdfast_registry::Mirror;
 use serde_yaml::{Mapping, Value};
 
@@ -99,6 +102,28 @@ pub struct Registry {
     pub ca_pem: Option<Vec<u8>>,
 }
 
+/// How notifications leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notifications {
+    /// Hosts in private networks that channels may lead to, `host` or `host:port`; plain HTTP is for these alone.
+    pub private_hosts: Vec<String>,
+    /// Certificates that may sign for receivers.
+    pub ca_pem: Option<Vec<u8>>,
+    /// How long a receiver may take to answer.
+    pub timeout: Duration,
+}
+
+impl Default for Notifications {
+    /// Receivers that take longer do their work before they answer, which they should not.
+    fn default() -> Self {
+        Self {
+            private_hosts: Vec::new(),
+            ca_pem: None,
+            timeout: Duration::from_secs(15),
+        }
+    }
+}
+
 /// The configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -122,6 +147,27 @@ pub struct Settings {
     pub credentials_key_file: PathBuf,
     /// What webhooks must bring; none refuses them all.
     pub webhook_secret: Option<Secret>,
+    /// What pushes are judged by.
+    pub pushes: PushRules,
+    /// How long history is kept.
+    pub retention: Retention,
+    /// How notifications leave.
+    pub notifications: Notifications,
+}
+
+/// Who may tell of pushes, and what may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PushRules {
+    /// How long the answer to a webhook waits for its outcome.
+    pub answer_within: Duration,
+    /// More secrets of webhooks by their names, so that one can be replaced while the other still works.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Images that need nobody's approval.
+    pub internal: Vec<Internal>,
+    /// Whether two different people have to approve an image.
+    pub two_person: bool,
+    /// Whether targets that people set are judged, too.
+    pub targets: TargetRule,
 }
 
 /// Reads the file, if there is one, and the environment, and checks the whole.

@@ -4,7 +4,7 @@
 //! every announced change makes it read the store again.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -45,6 +45,7 @@ pub struct Slot {
     pub row: i64,
     served: RwLock<Arc<Served>>,
     token_hash: RwLock<String>,
+    is_quarantined: AtomicBool,
     seen_at: AtomicI64,
     flushed_at: AtomicI64,
     changed: Notify,
@@ -59,6 +60,11 @@ impl Slot {
     /// Wakes when the device's target, token or existence changes.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Whether nothing is served to it, and nothing of it is taken.
+    pub fn is_quarantined(&self) -> bool {
+        self.is_quarantined.load(Ordering::Relaxed)
     }
 
     /// Notes that the device was heard of.
@@ -229,6 +235,8 @@ impl Live {
             let stale = (*hash != hot.token_hash).then(|| hash.clone());
             hash.clone_from(&hot.token_hash);
             drop(hash);
+            let is_quarantined = hot.is_quarantined;
+            slot.is_quarantined.store(is_quarantined, Ordering::Relaxed);
             slot.changed.notify_waiters();
             stale
         } else {
@@ -238,6 +246,7 @@ impl Live {
                 row: hot.id,
                 served: RwLock::new(served),
                 token_hash: RwLock::new(hot.token_hash.clone()),
+                is_quarantined: AtomicBool::new(hot.is_quarantined),
                 seen_at: AtomicI64::new(0),
                 flushed_at: AtomicI64::new(0),
                 changed: Notify::new(),
@@ -307,4 +316,40 @@ pub fn empty(uuid: DeviceId) -> (String, u64, String) {
     let state = TargetState::empty(uuid);
     let body = serde_json::to_string(&state).expect("an empty target is plain data");
     (etag(body.as_bytes()), state.generation, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c02_bodies_beyond_the_budget_are_left_to_the_store_and_room_comes_back() {
+        let live = Live::default();
+        let size = 4 * 1024 * 1024;
+        let fit = BODY_BUDGET / size;
+        for n in 0..fit + 5 {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            let uuid = DeviceId::from_random(bytes);
+            for generation in 1..=2 {
+                live.put(Hot {
+                    id: i64::try_from(n).unwrap() + 1,
+                    uuid,
+                    is_quarantined: false,
+                    token_hash: format!("{n:064x}"),
+                    target: Some(("\"tag\"".to_owned(), generation, "x".repeat(size))),
+                });
+            }
+        }
+        let slots = live.slots();
+        let kept = slots.iter().filter(|slot| slot.served().body.is_some());
+        // The last one that fits has no room for its second body beside its first.
+        assert!((fit - 1..=fit).contains(&kept.count()));
+        assert!(slots.iter().all(|slot| slot.served().generation == 2));
+        assert!(live.body_bytes.load(Ordering::Relaxed) <= BODY_BUDGET);
+        for slot in slots {
+            live.remove(slot.uuid);
+        }
+        assert_eq!(live.body_bytes.load(Ordering::Relaxed), 0);
+    }
 }

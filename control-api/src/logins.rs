@@ -3,6 +3,8 @@
 //! Refuses to go on without those that count: credentials that cannot be opened are a failure that says
 //! so, not a reason to ask as somebody else.
 
+pub mod change;
+
 use std::sync::Arc;
 
 use holdfast_domain::resolution::Failure;
@@ -192,6 +194,22 @@ impl Logins {
     ) -> Result<Login, StoreError> {
         let found = credentials::of_device(tx, registry, device.uuid, fleet(device))?;
         Ok(self.login(registry, found))
+    }
+
+    /// The login that counts for a whole fleet at a registry: its own, or everybody's.
+    pub fn of_fleet(
+        &self,
+        tx: &mut Tx<'_>,
+        registry: &str,
+        fleet: &str,
+    ) -> Result<Login, StoreError> {
+        let own = Scope::fleet(fleet).ok();
+        for scope in own.into_iter().chain([Scope::Registry]) {
+            if let Some(found) = credentials::find(tx, registry, &scope)? {
+                return Ok(self.login(registry, Some(found)));
+            }
+        }
+        Ok(self.login(registry, None))
     }
 
     /// The login of one scope.

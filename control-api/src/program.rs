@@ -10,22 +10,31 @@ use holdfast_domain::principal::Role;
 use holdfast_domain::refresh::Rhythm;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::app::{App, Shared};
 use crate::config::Settings;
 use crate::http::device;
+use crate::http::operator::stream;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::logins::Logins;
+use crate::notify::{CannotSend, Courier};
+use crate::places::Places;
+use crate::pushes::Pushes;
 use crate::resolver::{Ask, Resolver};
 use crate::secret::{self, Kind, NoRandomness, Secret};
 use crate::store::audit::{self, Actor, NewEntry};
-use crate::store::{Store, StoreError, credentials, tokens};
+use crate::store::backup::folder;
+use crate::store::lock::{Lock, LockError};
+use crate::store::{Location, Store, StoreError, credentials, tokens};
 use crate::telemetry::Metrics;
 use crate::vault::{Vault, VaultError};
 use crate::{clock, http, server, tasks};
 
+/// How long tasks may take to end after the last request: a statement, or a registry's answer. A database that
+/// does not answer must not keep the program from its end.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(10);
 /// Where the first admin token is written, inside the data directory.
 const ADMIN_TOKEN_FILE: &str = "admin-token";
 
@@ -41,6 +50,20 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The database file is damaged.
+    #[error(
+        "the database {path} is damaged and was left as it is: `holdfast-api restore FILE` puts a backup in its place"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// How it shows.
+        #[source]
+        source: StoreError,
+    },
+    /// Another program works with the database.
+    #[error(transparent)]
+    Locked(#[from] LockError),
     /// The store cannot be opened or read.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
@@ -59,6 +82,9 @@ pub enum StartError {
     /// The key for credentials cannot be used.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// Notifications could not leave.
+    #[error("cannot send notifications as configured")]
+    Notifications(#[from] CannotSend),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -68,6 +94,23 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl StartError {
+    /// Whether a person has to act before another start can do better.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Store(error) => error.needs_a_person(),
+            Self::DataDir { .. }
+            | Self::Locked(_)
+            | Self::Randomness(_)
+            | Self::AdminToken { .. }
+            | Self::Vault(_)
+            | Self::Notifications(_)
+            | Self::Listen { .. } => false,
+        }
+    }
 }
 
 /// Opens the store and fills the cache: everything but the tasks and the server.
@@ -80,11 +123,8 @@ pub async fn assemble(
     metrics: Arc<Metrics>,
     stopping: watch::Receiver<bool>,
 ) -> Result<Shared, StartError> {
-    std::fs::create_dir_all(&settings.data_dir).map_err(|source| StartError::DataDir {
-        path: settings.data_dir.clone(),
-        source,
-    })?;
-    let store = Store::open(settings.location.clone()).await?;
+    make_data_dir(settings)?;
+    let store = open_store(&settings.location).await?;
     first_admin(&store, &settings.data_dir).await?;
     let vault = vault(settings, &store).await?;
     let app = App {
@@ -98,14 +138,20 @@ pub async fn assemble(
         rhythm: Rhythm {
             interval: settings.refresh_interval,
         },
-        logins: Logins::new(vault, registries),
+        logins: Logins::new(vault.clone(), registries),
+        streams: Places::new(stream::MOST_STREAMS, stream::MOST_STREAMS_OF_ONE),
+        verifying: Mutex::default(),
+        retention: settings.retention,
         pull_limits: Limits::new(
             device::pull_login::MOST_REQUESTS,
             device::pull_login::WINDOW,
         ),
+        report_limits: Limits::new(device::report::MOST_REPORTS, device::report::WINDOW),
         metrics,
         poll_interval_s: settings.poll_interval_s,
-        webhook_secret: settings.webhook_secret.clone(),
+        rollouts_soon: Notify::new(),
+        pushes: Pushes::new(settings),
+        courier: Courier::new(vault, settings.notifications.clone())?,
         resolve_soon: Notify::new(),
         stopping,
         openapi: http::document_bytes(),
@@ -123,7 +169,13 @@ pub async fn run(
     metrics: Arc<Metrics>,
     stopping: watch::Receiver<bool>,
 ) -> Result<(), StartError> {
+    make_data_dir(settings)?;
+    let _lock = match &settings.location {
+        Location::Sqlite(path) => Some(Lock::take(path)?),
+        Location::Postgres(_) => None,
+    };
     let app = assemble(settings, registries, Arc::clone(&metrics), stopping.clone()).await?;
+    app.courier.check()?;
     let mut running = tasks::start(&app);
     // The feed listens already: nothing that changes from here on is missed.
     app.live.reload(&app.store).await?;
@@ -141,9 +193,31 @@ pub async fn run(
         "the control API serves"
     );
     server::serve(listener, http::router(Arc::clone(&app)), metrics, stopping).await;
-    while running.join_next().await.is_some() {}
+    let ended = async { while running.join_next().await.is_some() {} };
+    if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {
+        tracing::warn!("ended with tasks still at work");
+    }
     tracing::info!("the control API ended");
     Ok(())
+}
+
+fn make_data_dir(settings: &Settings) -> Result<(), StartError> {
+    std::fs::create_dir_all(&settings.data_dir).map_err(|source| StartError::DataDir {
+        path: settings.data_dir.clone(),
+        source,
+    })
+}
+
+async fn open_store(location: &Location) -> Result<Store, StartError> {
+    Store::open(location.clone())
+        .await
+        .map_err(|error| match (error, location) {
+            (source @ StoreError::Damaged(_), Location::Sqlite(path)) => StartError::Damaged {
+                path: path.clone(),
+                source,
+            },
+            (other, _) => StartError::Store(other),
+        })
 }
 
 /// Opens the key that credentials are sealed with, and says when some of them need another one.
@@ -228,5 +302,7 @@ fn write_secret(path: &Path, token: &Secret) -> std::io::Result<()> {
         .open(&fresh)?;
     writeln!(file, "{}", token.expose())?;
     file.sync_all()?;
-    std::fs::rename(&fresh, path)
+    std::fs::rename(&fresh, path)?;
+    // Its name too must outlive a power cut: the store will say that the token was given out.
+    std::fs::File::open(folder(path))?.sync_all()
 }

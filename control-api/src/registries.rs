@@ -45,10 +45,13 @@ struct Configured {
 /// cannot be used.
 pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Arc<dyn Ask>, RegistryError> {
     let now: Now = Arc::new(clock::now);
-    let environment = Keychains::of_environment(|name| std::env::var(name).ok(), &now);
-    let environment = environment.map_err(|error| RegistryError::Client {
-        reason: error.to_string(),
-    })?;
+    let (environment, faults) = Keychains::of_environment(|name| std::env::var(name).ok(), &now);
+    // A server says at its start what it would lack later.
+    if let Some(error) = faults.first() {
+        return Err(RegistryError::Client {
+            reason: error.to_string(),
+        });
+    }
     let client = Client::new(registry::Settings {
         registries: settings.registries.iter().map(entry).collect(),
         // For lists of tags; the resolver keeps answers itself, with the store behind it.

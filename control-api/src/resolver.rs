@@ -13,7 +13,7 @@ use holdfast_domain::refresh::{Rhythm, after_failure};
 use holdfast_domain::resolution::{Failure, Key, Known, NOT_FOUND, learn};
 use holdfast_domain::scope::Scope;
 use holdfast_domain::sighting::Sighting;
-use holdfast_proto::image::{Platform, Reference, ResolvedImage};
+use holdfast_proto::image::{Digest, Platform, Reference, ResolvedImage};
 use holdfast_proto::time::Timestamp;
 use holdfast_proto::updates::TagCandidate;
 use holdfast_registry::{Identity, PullAccess};
@@ -93,6 +93,8 @@ pub struct Question {
     pub own: Option<Known>,
     /// What the reference meant when anybody was last told.
     pub image: Option<ResolvedImage>,
+    /// For so many seconds an answer is taken for good; the server's setting counts without.
+    pub ttl_s: Option<u32>,
 }
 
 impl Question {
@@ -110,7 +112,14 @@ impl Question {
             login,
             own: own.map(|row| row.known),
             image: known.and_then(|known| known.image),
+            ttl_s: None,
         })
+    }
+
+    /// The same, for somebody who takes answers for good for so many seconds.
+    #[must_use]
+    pub fn fresh_for(self, ttl_s: Option<u32>) -> Self {
+        Self { ttl_s, ..self }
     }
 }
 
@@ -153,6 +162,11 @@ impl Resolver {
             ttl_ms: i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX),
             slots: Mutex::default(),
         }
+    }
+
+    /// For so many seconds answers are taken for good where nobody says otherwise.
+    pub fn ttl_s(&self) -> u32 {
+        u32::try_from(self.ttl_ms / 1_000).unwrap_or(u32::MAX)
     }
 
     /// The registries it asks.
@@ -202,6 +216,7 @@ impl Resolver {
 
     async fn answer(&self, (key, _): &Asked, question: &Question, freshness: Freshness) -> Finding {
         let arrived = clock::now();
+        let ttl_ms = question.ttl_s.map_or(self.ttl_ms, |s| i64::from(s) * 1_000);
         let who = match &question.login.identity {
             None => None,
             Some(Ok(identity)) => Some(identity),
@@ -214,7 +229,7 @@ impl Resolver {
         };
         if freshness == Freshness::Cached
             && let Some(finding) = question.own.as_ref().and_then(stored)
-            && self.is_fresh(&finding, arrived)
+            && is_fresh(&finding, ttl_ms, arrived)
         {
             self.metrics.registry_cache(true);
             return finding;
@@ -229,7 +244,8 @@ impl Resolver {
                 .own
                 .as_ref()
                 .is_none_or(|known| finding.at.since_ms(known.asked_at) >= 0);
-            if came || (freshness == Freshness::Cached && newest && self.is_fresh(finding, arrived))
+            if came
+                || (freshness == Freshness::Cached && newest && is_fresh(finding, ttl_ms, arrived))
             {
                 self.metrics.registry_cache(true);
                 return finding.clone();
@@ -262,17 +278,6 @@ impl Resolver {
         }
     }
 
-    fn is_fresh(&self, finding: &Finding, now: Timestamp) -> bool {
-        let ttl_ms = match &finding.answer {
-            Ok(_) => self.ttl_ms,
-            Err(_) => self
-                .ttl_ms
-                .min(i64::try_from(FAILURE_TTL.as_millis()).unwrap_or(0)),
-        };
-        let age_ms = now.since_ms(finding.at);
-        (0..ttl_ms).contains(&age_ms)
-    }
-
     fn slot(&self, key: &Key, who: Option<&Identity>) -> Slot {
         let who = who.map_or_else(String::new, |who| who.id.clone());
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -282,6 +287,16 @@ impl Resolver {
         }
         Arc::clone(slots.entry((key.clone(), who)).or_default())
     }
+}
+
+/// Whether a finding is still taken for good, if good ones are for `ttl_ms`.
+fn is_fresh(finding: &Finding, ttl_ms: i64, now: Timestamp) -> bool {
+    let ttl_ms = match &finding.answer {
+        Ok(_) => ttl_ms,
+        Err(_) => ttl_ms.min(i64::try_from(FAILURE_TTL.as_millis()).unwrap_or(0)),
+    };
+    let age_ms = now.since_ms(finding.at);
+    (0..ttl_ms).contains(&age_ms)
 }
 
 fn late(reference: &Reference, limit: Duration) -> Failure {
@@ -305,18 +320,30 @@ fn stored(known: &Known) -> Option<Finding> {
     }
 }
 
+/// What findings taught.
+#[derive(Debug, Default)]
+pub struct Learnt {
+    /// What is known now.
+    pub known: BTreeMap<Asked, Known>,
+    /// Tags that mean another digest than before, with it.
+    pub moved: Vec<(Key, Digest)>,
+}
+
 /// Writes findings down, with what they tell of their tags, and says what is known now.
 pub fn record(
     tx: &mut Tx<'_>,
     findings: &BTreeMap<Asked, Finding>,
     rhythm: Rhythm,
-) -> Result<BTreeMap<Asked, Known>, StoreError> {
-    let mut known = BTreeMap::new();
+) -> Result<Learnt, StoreError> {
+    let mut learnt = Learnt::default();
     for ((key, scope), finding) in findings {
-        let now = learn_one(tx, key, scope, finding, rhythm)?;
-        known.insert((key.clone(), scope.clone()), now);
+        let (now, moved) = learn_one(tx, key, scope, finding, rhythm)?;
+        learnt.known.insert((key.clone(), scope.clone()), now);
+        learnt
+            .moved
+            .extend(moved.map(|digest| (key.clone(), digest)));
     }
-    Ok(known)
+    Ok(learnt)
 }
 
 fn learn_one(
@@ -325,7 +352,7 @@ fn learn_one(
     scope: &Scope,
     finding: &Finding,
     rhythm: Rhythm,
-) -> Result<Known, StoreError> {
+) -> Result<(Known, Option<Digest>), StoreError> {
     let Finding { at, answer } = finding;
     let row = resolutions::find(tx, key, scope)?;
     let before = resolutions::recall(tx, key, scope)?;
@@ -333,7 +360,7 @@ fn learn_one(
         && (row.known.asked_at > *at || is_written(&row.known, finding))
     {
         // Somebody asked after us, or this is what is written down already.
-        return Ok(before.unwrap_or_else(|| row.known.clone()));
+        return Ok((before.unwrap_or_else(|| row.known.clone()), None));
     }
     let after = learn(before.as_ref(), answer.clone(), *at);
     let failed_before = row.as_ref().map_or(0, |row| row.attempts);
@@ -355,10 +382,11 @@ fn learn_one(
             next_attempt_at,
         },
     )?;
+    let mut moved = None;
     if !key.is_pinned() {
-        tell(tx, key, before.as_ref(), &after, *at)?;
+        moved = tell(tx, key, before.as_ref(), &after, *at)?;
     }
-    Ok(after)
+    Ok((after, moved))
 }
 
 /// Whether a finding, perhaps one that was kept, is what a row says already.
@@ -370,14 +398,14 @@ fn is_written(known: &Known, Finding { at, answer }: &Finding) -> bool {
         }
 }
 
-/// Tags that move, move back, vanish and return are events.
+/// Tags that move, move back, vanish and return are events; answers what a tag moved to.
 fn tell(
     tx: &mut Tx<'_>,
     key: &Key,
     before: Option<&Known>,
     after: &Known,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Option<Digest>, StoreError> {
     let gone = |known: &Known| known.error_code.as_deref() == Some(NOT_FOUND);
     let was_gone = before.is_some_and(gone);
     let digest = after.image.as_ref().map(|image| *image.top.digest());
@@ -393,7 +421,7 @@ fn tell(
                 Sighting::First | Sighting::Same if was_gone => {
                     ("image.tag_returned", json!({"digest": digest.to_string()}))
                 }
-                Sighting::First | Sighting::Same => return Ok(()),
+                Sighting::First | Sighting::Same => return Ok(None),
                 Sighting::Moved { from } => (
                     "image.tag_moved",
                     json!({"from": from.to_string(), "to": digest.to_string()}),
@@ -408,19 +436,13 @@ fn tell(
         (Some(digest), Some(_)) if gone(after) && !was_gone => {
             ("image.tag_vanished", json!({"digest": digest.to_string()}))
         }
-        (Some(_), Some(_)) | (None, _) => return Ok(()),
+        (Some(_), Some(_)) | (None, _) => return Ok(None),
     };
     tracing::info!(image.reference = %key, event = kind, %detail, "a tag is not what it was");
     let subject = key.to_string();
-    let event = NewEvent {
-        kind,
-        device: None,
-        subject: Some(&subject),
-        detail,
-        delivery: None,
-    };
-    events::record(tx, &event, now)?;
-    Ok(())
+    events::record(tx, &NewEvent::about(kind, &subject, detail), now)?;
+    let has_moved = kind.starts_with("image.tag_moved");
+    Ok(digest.filter(|_| has_moved))
 }
 
 fn platforms(known: &Known) -> String {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::Digest;
+use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
 /// A secret text that never shows in `Debug`.
@@ -72,6 +73,26 @@ pub fn same(left: &str, right: &str) -> bool {
         == 0
 }
 
+/// Whether `signature` is the HMAC-SHA256 of these bytes under the secret, in a time that does not tell how far.
+pub fn signs(secret: &Secret, bytes: &[u8], signature: &[u8; 32]) -> bool {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.0.as_bytes());
+    hmac::verify(&key, bytes, signature).is_ok()
+}
+
+/// The 32 bytes of 64 hex digits.
+pub fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(bytes)
+}
+
 /// The system's randomness failed: nothing secret can be made.
 #[derive(Debug, thiserror::Error)]
 #[error("the system has no randomness to give")]
@@ -136,6 +157,21 @@ mod tests {
     fn a_secret_does_not_show_in_debug() {
         let secret = Secret::new("canary".into());
         assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+
+    #[test]
+    fn a_signature_is_of_these_bytes_under_this_secret() {
+        // RFC 4231, test case 2.
+        let secret = Secret::new("Jefe".into());
+        let hex = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        let signature = from_hex(hex).unwrap();
+        assert!(signs(&secret, b"what do ya want for nothing?", &signature));
+        assert!(!signs(&secret, b"what do ya want for nothing!", &signature));
+        let other = Secret::new("jefe".into());
+        assert!(!signs(&other, b"what do ya want for nothing?", &signature));
+        assert_eq!(from_hex(&hex[1..]), None);
+        assert_eq!(from_hex(&format!("x{}", &hex[1..])), None);
+        assert_eq!(from_hex(&"ä".repeat(32)), None);
     }
 
     #[test]

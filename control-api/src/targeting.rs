@@ -5,25 +5,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_domain::image_updates::resolves;
 use holdfast_domain::resolution::Known;
 use holdfast_domain::target::{self, KnownImages, Rendered, UNSUPPORTED};
 use holdfast_proto::hash::etag;
-use holdfast_proto::id::DeviceId;
+use holdfast_proto::id::{AppId, DeviceId};
 use holdfast_proto::image::Reference;
-use holdfast_proto::target::{TargetInput, TargetState};
+use holdfast_proto::target::{self as document, TargetInput, TargetState};
 use holdfast_proto::time::Timestamp;
 use http::StatusCode;
 use serde_json::json;
 
 use crate::app::App;
 use crate::clock;
+use crate::fleets;
 use crate::http::problem::Refusal;
 use crate::logins::{Login, Logins};
+use crate::permitted::{self, Asked, Rules};
+use crate::pushes;
 use crate::resolver::{Freshness, Question, record};
 use crate::store::audit::{self, Actor, NewEntry};
 use crate::store::db::{StoreError, Tx, json as to_json};
 use crate::store::devices::{self, Device};
 use crate::store::events::{self, NewEvent};
+use crate::store::generations::{self, Generation};
 use crate::store::reports;
 use crate::store::resolutions::{self, Key};
 use crate::store::targets::{self, Named, Target};
@@ -39,6 +44,10 @@ pub struct NewTarget {
     pub input: TargetInput,
     /// Refuse instead of storing a reference without a digest.
     pub require_digest: bool,
+    /// Whether images that may not run are wanted all the same.
+    pub overrules: bool,
+    /// Whether tags are resolved anew, also where the device's policy leaves them as they were pinned.
+    pub resolves: bool,
     /// Who asks.
     pub actor: Actor,
 }
@@ -70,28 +79,46 @@ pub async fn set(app: &App, new: NewTarget) -> Result<Outcome, Refusal> {
     let logins = app.logins.clone();
     let failed = findings.values().any(|finding| finding.answer.is_err());
     let now = clock::now();
-    let rhythm = app.rhythm;
+    let (rhythm, permitted) = (app.rhythm, Rules::of(&app.pushes));
     let outcome = app
         .store
         .transact(move |tx| -> Result<Outcome, Refusal> {
             let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
-            let known = record(tx, &findings, rhythm)?;
+            let asked = Asked {
+                kind: "device",
+                subject: &uuid.to_string(),
+                overrules: new.overrules,
+                actor: &new.actor,
+            };
+            permitted::check(tx, &permitted, &references, asked, now)?;
+            let learnt = record(tx, &findings, rhythm)?;
+            // Other devices may run what moved.
+            pushes::hint(tx, &learnt.moved, now)?;
             // One device asks for each image with one login.
-            let known: KnownImages = known
+            let known: KnownImages = learnt
+                .known
                 .into_iter()
                 .map(|((key, _), known)| (key, known))
                 .collect();
-            let mut rendered = target::render(&new.input, &device.platform, &known, now);
+            let before = targets::find(tx, device.id)?;
+            let resolves = new.resolves || resolves(&device.effective_updates());
+            let pinned = match &before {
+                Some(before) if !resolves => read(&before.body)?.apps,
+                Some(_) | None => BTreeMap::new(),
+            };
+            let platform = &device.platform;
+            let mut rendered = target::render_keeping(&new.input, &pinned, platform, &known, now);
             let is_known = with_login(tx, &logins, &device, &references)?;
             target::note_logins(&mut rendered.apps, |registry| is_known.contains(registry));
             refuse_unfit(&rendered, new.require_digest)?;
-            let before = targets::find(tx, device.id)?;
+            fleets::own(tx, &device, &new.actor, now)?;
             let (state, etag) = store(
                 tx,
                 &Change {
                     device: &device,
                     before: before.as_ref(),
                     text: &new.text,
+                    cause: "set",
                     actor: &new.actor,
                 },
                 rendered,
@@ -130,7 +157,7 @@ fn logins_of(
 }
 
 /// The registries among these references' for which the device has a login.
-fn with_login(
+pub fn with_login(
     tx: &mut Tx<'_>,
     logins: &Logins,
     device: &Device,
@@ -148,6 +175,7 @@ fn questions(
     references: &[Reference],
 ) -> Result<Vec<Question>, StoreError> {
     let logins = logins_of(tx, logins, device, references)?;
+    let ttl_s = device.effective_updates().digest_cache_ttl_s;
     let mut asked = BTreeSet::new();
     let mut questions = Vec::new();
     for reference in references {
@@ -155,7 +183,8 @@ fn questions(
         if let Some(login) = logins.get(reference.repository().registry())
             && asked.insert(Key::of(reference))
         {
-            questions.push(Question::prepare(tx, reference.clone(), login.clone())?);
+            let question = Question::prepare(tx, reference.clone(), login.clone())?;
+            questions.push(question.fresh_for(ttl_s));
         }
     }
     Ok(questions)
@@ -215,6 +244,8 @@ struct Change<'a> {
     device: &'a Device,
     before: Option<&'a Target>,
     text: &'a str,
+    /// Why: see [`generations::Generation::cause`].
+    cause: &'a str,
     actor: &'a Actor,
 }
 
@@ -248,6 +279,16 @@ fn store(
         changed_at: now,
     };
     targets::set(tx, device.id, &target, &named)?;
+    let told = Generation {
+        generation,
+        input: target.input,
+        body: target.body,
+        cause: change.cause.to_owned(),
+        actor: change.actor.name.clone(),
+        at: now,
+        verified_at: None,
+    };
+    generations::record(tx, device.id, &told)?;
     // Images and counters only: environments may hold secrets, which the log must not.
     let images: Vec<&str> = state
         .services()
@@ -335,6 +376,103 @@ pub fn show(
     }))
 }
 
+/// Gives a device these apps in place of what it has; answers the generation.
+pub fn give(
+    tx: &mut Tx<'_>,
+    (device, before): (&Device, &Target),
+    (text, apps): (&str, BTreeMap<AppId, document::App>),
+    (cause, actor): (&str, &Actor),
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let rendered = Rendered {
+        apps,
+        unsupported: Vec::new(),
+        unresolved: Vec::new(),
+    };
+    let change = Change {
+        device,
+        before: Some(before),
+        text,
+        cause,
+        actor,
+    };
+    let (state, _) = store(tx, &change, rendered, now)?;
+    Ok(state.generation)
+}
+
+/// As [`give`], also to a device that was never given anything; what it is given then is not its own.
+pub fn lend(
+    tx: &mut Tx<'_>,
+    device: &Device,
+    (text, apps): (&str, BTreeMap<AppId, document::App>),
+    (cause, actor): (&str, &Actor),
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let rendered = Rendered {
+        apps,
+        unsupported: Vec::new(),
+        unresolved: Vec::new(),
+    };
+    let before = targets::find(tx, device.id)?;
+    let change = Change {
+        device,
+        before: before.as_ref(),
+        text,
+        cause,
+        actor,
+    };
+    let (state, _) = store(tx, &change, rendered, now)?;
+    targets::set_own(tx, device.id, false)?;
+    Ok(state.generation)
+}
+
+/// Gives a device what it was told once, digests and all, under a new generation: that generation, or the last one
+/// before the present that it verified.
+pub async fn back(
+    app: &App,
+    uuid: DeviceId,
+    wanted: Option<u64>,
+    actor: Actor,
+) -> Result<Outcome, Refusal> {
+    let now = clock::now();
+    let outcome = app
+        .store
+        .transact(move |tx| -> Result<Outcome, Refusal> {
+            let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            let nowhere =
+                |detail: &str| Refusal::new(StatusCode::CONFLICT, "nothing_to_go_back_to", detail);
+            let before = targets::find(tx, device.id)?
+                .ok_or_else(|| nowhere("this device was never given a target"))?;
+            let told = match wanted {
+                Some(generation) => generations::find(tx, device.id, generation)?
+                    .ok_or_else(|| nowhere("that generation is not known any more"))?,
+                None => generations::last_verified(tx, device.id, before.generation)?
+                    .ok_or_else(|| nowhere("no generation before this one was verified here"))?,
+            };
+            let rendered = Rendered {
+                apps: read(&told.body)?.apps,
+                unsupported: Vec::new(),
+                unresolved: Vec::new(),
+            };
+            let change = Change {
+                device: &device,
+                before: Some(&before),
+                text: &told.input,
+                cause: &format!("back:{}", told.generation),
+                actor: &actor,
+            };
+            let (state, etag) = store(tx, &change, rendered, now)?;
+            Ok(Outcome {
+                state,
+                etag,
+                images: Vec::new(),
+            })
+        })
+        .await?;
+    app.live.refresh(&app.store, uuid).await?;
+    Ok(outcome)
+}
+
 /// Renders a device's target again for the digests that it waits for; says whether it changed.
 ///
 /// What it has a digest for stays as it is, whatever its tag means by now.
@@ -366,6 +504,7 @@ pub fn render_again(
         device: &device,
         before: Some(&before),
         text: &before.input,
+        cause: "resolved",
         actor,
     };
     let (_, etag) = store(tx, &change, rendered, now)?;
@@ -399,6 +538,16 @@ pub fn rise_above(
         input: before.input,
     };
     targets::lift(tx, device_id, &lifted)?;
+    let told = Generation {
+        generation: lifted.generation,
+        input: lifted.input.clone(),
+        body: lifted.body.clone(),
+        cause: "lifted".to_owned(),
+        actor: uuid.to_string(),
+        at: now,
+        verified_at: None,
+    };
+    generations::record(tx, device_id, &told)?;
     audit::append(
         tx,
         &Actor {

@@ -79,6 +79,12 @@ struct PullTokenLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotificationLabels {
+    channel: &'static str,
+    outcome: &'static str,
+}
+
 /// Label values a registry name may take: a person could otherwise fill memory with made-up hosts.
 const REGISTRIES_SHOWN: usize = 200;
 
@@ -95,6 +101,7 @@ pub struct Metrics {
     registry_remaining: Family<RegistryLabel, Gauge<i64>>,
     registry_cache: Family<CacheLabel, Counter>,
     pull_tokens: Family<PullTokenLabel, Counter>,
+    notifications: Family<NotificationLabels, Counter>,
     refresh_lag: Gauge<i64>,
     registries: std::sync::Mutex<std::collections::BTreeSet<String>>,
     devices: Gauge<i64>,
@@ -170,6 +177,12 @@ impl Default for Metrics {
             "Requests of devices for pull tokens, by outcome",
             pull_tokens.clone(),
         );
+        let notifications = Family::default();
+        registry.register(
+            "notifications",
+            "Tries to send a notification, by kind of channel and outcome",
+            notifications.clone(),
+        );
         let refresh_lag = Gauge::default();
         registry.register_with_unit(
             "refresh_lag",
@@ -204,6 +217,7 @@ impl Default for Metrics {
             registry_remaining,
             registry_cache,
             pull_tokens,
+            notifications,
             refresh_lag,
             registries: std::sync::Mutex::default(),
             devices,
@@ -293,6 +307,13 @@ impl Metrics {
     pub fn pull_token(&self, outcome: &'static str) {
         self.pull_tokens
             .get_or_create(&PullTokenLabel { outcome })
+            .inc();
+    }
+
+    /// Counts a try to send a notification.
+    pub fn notification(&self, channel: &'static str, outcome: &'static str) {
+        self.notifications
+            .get_or_create(&NotificationLabels { channel, outcome })
             .inc();
     }
 

@@ -13,6 +13,7 @@ use holdfast_proto::image::Digest;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use crate::secret::{NoRandomness, Secret, hex, random};
+use crate::store::backup::folder;
 
 /// Bytes of an AES-256 key.
 const KEY_LEN: usize = 32;
@@ -213,7 +214,9 @@ fn make(path: &Path) -> Result<Result<(), std::io::Error>, VaultError> {
             .open(&fresh)?;
         writeln!(file, "{key}")?;
         file.sync_all()?;
-        std::fs::hard_link(&fresh, path)
+        std::fs::hard_link(&fresh, path)?;
+        // Its name too must outlive a power cut: what is sealed with it will.
+        std::fs::File::open(folder(path))?.sync_all()
     })();
     // What was linked has its own name by now; what was not is of no use.
     let _ = std::fs::remove_file(&fresh);

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
 
+use holdfast_domain::retention::Retention;
 use holdfast_registry::MirrorError;
 
-use super::{ConfigError, Fault, Log, LogFormat, Registry, Settings, repeated};
+use super::pushes::{ApprovalsInput, InternalInput, WebhooksInput, push_rules};
+use super::{ConfigError, Fault, Log, LogFormat, Notifications, Registry, Settings, repeated};
 use crate::secret::Secret;
 use crate::store::Location;
 
@@ -26,8 +28,16 @@ const LEAST_REFRESH_S: u32 = 1;
 const MOST_REFRESH_S: u32 = 7 * 24 * 3_600;
 /// The key's file when none is named, beside the database.
 const CREDENTIALS_KEY_FILE: &str = "credentials-key";
-/// A webhook secret shorter than this can be guessed.
-const LEAST_SECRET: usize = 16;
+/// A season: long enough to see how an update went, and what the dashboard shows.
+const DEFAULT_EVENTS_DAYS: u32 = 90;
+/// A year and a month: what an audit of the year before asks for.
+const DEFAULT_AUDIT_DAYS: u32 = 400;
+/// Half a year after the end of a rollout.
+const DEFAULT_ROLLOUTS_DAYS: u32 = 180;
+/// More is meant to be for ever, which is 0.
+const MOST_DAYS: u32 = 36_500;
+/// A receiver that takes longer keeps the others of its channel waiting.
+const MOST_PATIENCE_S: u32 = 60;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +58,35 @@ pub(super) struct Input {
     credentials_key_file: Option<PathBuf>,
     #[serde(default)]
     webhooks: WebhooksInput,
+    #[serde(default)]
+    internal_images: Vec<InternalInput>,
+    #[serde(default)]
+    approvals: ApprovalsInput,
+    #[serde(default)]
+    retention: RetentionInput,
+    #[serde(default)]
+    notifications: NotificationsInput,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionInput {
+    #[serde(default, rename = "events_days", deserialize_with = "number")]
+    events: Option<u32>,
+    #[serde(default, rename = "audit_days", deserialize_with = "number")]
+    audit: Option<u32>,
+    #[serde(default, rename = "rollouts_days", deserialize_with = "number")]
+    rollouts: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NotificationsInput {
+    #[serde(default)]
+    private_hosts: Vec<String>,
+    ca_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "number")]
+    timeout_seconds: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,13 +108,6 @@ struct LogInput {
 struct PollInput {
     #[serde(default, deserialize_with = "number")]
     interval_seconds: Option<u32>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct WebhooksInput {
-    secret: Option<String>,
-    secret_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -106,14 +138,8 @@ impl std::fmt::Debug for RegistryInput {
     }
 }
 
-impl std::fmt::Debug for WebhooksInput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WebhooksInput").finish_non_exhaustive()
-    }
-}
-
 /// A number, also when the environment gives it as text.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
@@ -135,10 +161,10 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::
 
 /// Collects every fault instead of stopping at the first.
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, path: impl Into<String>, detail: impl Into<String>) {
+    pub(super) fn add(&mut self, path: impl Into<String>, detail: impl Into<String>) {
         self.0.push(Fault {
             path: path.into(),
             detail: detail.into(),
@@ -146,7 +172,12 @@ impl Faults {
     }
 
     /// A secret written in place or in a file, not both.
-    fn secret(&mut self, path: &str, text: Option<String>, file: Option<&Path>) -> Option<Secret> {
+    pub(super) fn secret(
+        &mut self,
+        path: &str,
+        text: Option<String>,
+        file: Option<&Path>,
+    ) -> Option<Secret> {
         let text = match (text, file) {
             (None, None) => return None,
             (Some(_), Some(_)) => {
@@ -172,7 +203,15 @@ impl Faults {
         Some(Secret::new(text))
     }
 
-    fn within(&mut self, path: &str, value: u32, least: u32, most: u32) -> u32 {
+    /// Certificates in a file.
+    fn pem(&mut self, path: &str, file: Option<PathBuf>) -> Option<Vec<u8>> {
+        let file = file?;
+        let read = std::fs::read(&file);
+        let fault = |error| format!("cannot be read from {}: {error}", file.display());
+        read.map_err(|error| self.add(path, fault(error))).ok()
+    }
+
+    pub(super) fn within(&mut self, path: &str, value: u32, least: u32, most: u32) -> u32 {
         if !(least..=most).contains(&value) {
             self.add(path, format!("must be {least} to {most} seconds"));
         }
@@ -206,6 +245,12 @@ impl Input {
             }
         };
         let key_file = data_dir.join(CREDENTIALS_KEY_FILE);
+        let (webhook_secret, pushes) = push_rules(
+            self.webhooks,
+            self.internal_images,
+            &self.approvals,
+            &mut faults,
+        );
         let settings = Settings {
             listen,
             data_dir,
@@ -237,24 +282,35 @@ impl Input {
                 }
             },
             credentials_key_file: self.credentials_key_file.unwrap_or(key_file),
-            webhook_secret: faults.secret(
-                "webhooks.secret",
-                self.webhooks.secret,
-                self.webhooks.secret_file.as_deref(),
-            ),
+            webhook_secret,
+            pushes,
+            retention: self.retention.validate(&mut faults),
+            notifications: self.notifications.validate(&mut faults),
         };
-        if let Some(secret) = &settings.webhook_secret
-            && secret.expose().len() < LEAST_SECRET
-        {
-            faults.add(
-                "webhooks.secret",
-                format!("must have at least {LEAST_SECRET} characters"),
-            );
-        }
         if faults.0.is_empty() {
             Ok(settings)
         } else {
             Err(ConfigError(faults.0))
+        }
+    }
+}
+
+impl RetentionInput {
+    fn validate(self, faults: &mut Faults) -> Retention {
+        let mut days = |key: &str, value: Option<u32>, default: u32| {
+            let days = value.unwrap_or(default);
+            if days > MOST_DAYS {
+                faults.add(
+                    format!("retention.{key}"),
+                    format!("must be 1 to {MOST_DAYS} days, or 0 for ever"),
+                );
+            }
+            (days > 0).then_some(days)
+        };
+        Retention {
+            events_days: days("events_days", self.events, DEFAULT_EVENTS_DAYS),
+            audit_days: days("audit_days", self.audit, DEFAULT_AUDIT_DAYS),
+            rollouts_days: days("rollouts_days", self.rollouts, DEFAULT_ROLLOUTS_DAYS),
         }
     }
 }
@@ -280,6 +336,33 @@ impl LogInput {
     }
 }
 
+impl NotificationsInput {
+    fn validate(self, faults: &mut Faults) -> Notifications {
+        let default = Notifications::default();
+        for (position, host) in self.private_hosts.iter().enumerate() {
+            if !is_host(host) {
+                faults.add(
+                    format!("notifications.private_hosts[{position}]"),
+                    "must be a host such as ntfy.lan or ntfy.lan:8080, without scheme and path",
+                );
+            }
+        }
+        let timeout = self.timeout_seconds.map_or(default.timeout, |seconds| {
+            let path = "notifications.timeout_seconds";
+            Duration::from_secs(faults.within(path, seconds, 1, MOST_PATIENCE_S).into())
+        });
+        Notifications {
+            private_hosts: self.private_hosts,
+            ca_pem: faults.pem("notifications.ca_file", self.ca_file),
+            timeout,
+        }
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['/', '@', ' '])
+}
+
 fn registries(inputs: Vec<RegistryInput>, faults: &mut Faults) -> Vec<Registry> {
     let hosts: Vec<String> = inputs.iter().map(|input| input.host.clone()).collect();
     for host in repeated(hosts.iter().map(String::as_str)) {
@@ -290,7 +373,7 @@ fn registries(inputs: Vec<RegistryInput>, faults: &mut Faults) -> Vec<Registry> 
         .enumerate()
         .map(|(position, input)| {
             let path = format!("registries[{position}]");
-            if input.host.is_empty() || input.host.contains(['/', '@', ' ']) {
+            if !is_host(&input.host) {
                 faults.add(
                     format!("{path}.host"),
                     "must be a host such as registry.example:5000, without scheme and path",
@@ -323,14 +406,7 @@ fn registries(inputs: Vec<RegistryInput>, faults: &mut Faults) -> Vec<Registry> 
                     ),
                 }
             }
-            let ca_pem = input.ca_file.and_then(|file| match std::fs::read(&file) {
-                Ok(pem) => Some(pem),
-                Err(error) => {
-                    let detail = format!("cannot be read from {}: {error}", file.display());
-                    faults.add(format!("{path}.ca_file"), detail);
-                    None
-                }
-            });
+            let ca_pem = faults.pem(&format!("{path}.ca_file"), input.ca_file);
             Registry {
                 host: input.host,
                 plain_http: input.plain_http,

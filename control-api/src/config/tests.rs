@@ -53,6 +53,56 @@ fn tags_are_asked_for_as_often_as_configured_or_never() {
 }
 
 #[test]
+fn history_is_kept_for_so_many_days_or_for_ever() {
+    let settings = load(None, []).unwrap();
+    let default = Retention {
+        events_days: Some(90),
+        audit_days: Some(400),
+        rollouts_days: Some(180),
+    };
+    assert_eq!(settings.retention, default);
+    let text = "retention: {events_days: 7, audit_days: 0}";
+    let settings = load(Some(file(text).path()), []).unwrap();
+    let other = Retention {
+        events_days: Some(7),
+        audit_days: None,
+        ..default
+    };
+    assert_eq!(settings.retention, other);
+    assert_eq!(
+        faults("retention: {audit_days: 36501}"),
+        ["retention.audit_days"]
+    );
+    assert_eq!(faults("retention: {days: 1}"), ["retention.days"]);
+}
+
+#[test]
+fn notifications_leave_as_configured() {
+    let read =
+        |text: &str| load(Some(file(text).path()), []).map(|settings| settings.notifications);
+    assert_eq!(read("{}"), Ok(Notifications::default()));
+    let some = read("notifications: {private_hosts: [\"ntfy.lan:8080\"], timeout_seconds: 5}");
+    assert_eq!(
+        some,
+        Ok(Notifications {
+            private_hosts: vec!["ntfy.lan:8080".to_owned()],
+            timeout: Duration::from_secs(5),
+            ..Notifications::default()
+        })
+    );
+    for (text, expected) in [
+        (
+            "{private_hosts: [\"https://ntfy.lan/\"]}",
+            "notifications.private_hosts[0]",
+        ),
+        ("{timeout_seconds: 0}", "notifications.timeout_seconds"),
+        ("{ca_file: /nowhere/ca.pem}", "notifications.ca_file"),
+    ] {
+        assert_eq!(faults(&format!("notifications: {text}")), [expected]);
+    }
+}
+
+#[test]
 fn the_environment_overrides_the_file() {
     let file = file("listen: 127.0.0.1:1\nlog: {level: warn, format: json}\n");
     let settings = load(
@@ -111,6 +161,82 @@ fn a_fault_names_the_path_of_its_key() {
     );
     assert_eq!(faults("registries: [{host: a}, {host: a}]"), ["registries"]);
     assert_eq!(faults("webhooks: {secret: short}"), ["webhooks.secret"]);
+}
+
+#[test]
+fn what_pushes_are_judged_by_is_read_into_one_form() {
+    let text = "webhooks: {secret: first-first-first, secrets: {next: second-second-second}}\n\
+                internal_images: [{namespace: iotistic}, {registry: index.docker.io, namespace: acme/own/},\n\
+                {registry: 'Reg.lan:5000', namespace: ours}]\napprovals: {two_person: true}\n";
+    let settings = load(Some(file(text).path()), []).unwrap();
+    let own: Vec<_> = settings.pushes.internal.iter().collect();
+    let own: Vec<_> = own
+        .iter()
+        .map(|own| (own.registry.as_str(), own.namespace.as_str()))
+        .collect();
+    assert_eq!(
+        own,
+        [
+            ("docker.io", "iotistic"),
+            ("docker.io", "acme/own"),
+            ("reg.lan:5000", "ours")
+        ]
+    );
+    assert!(settings.pushes.two_person);
+    assert_eq!(settings.pushes.answer_within, Duration::from_secs(2));
+    assert_eq!(
+        settings.pushes.secrets["next"].expose(),
+        "second-second-second"
+    );
+    assert!(!format!("{settings:?}").contains("second"));
+    let by_environment = env(&[("HOLDFAST_API_APPROVALS__TWO_PERSON", "true")]);
+    assert!(load(None, by_environment).unwrap().pushes.two_person);
+}
+
+#[test]
+fn rules_for_pushes_that_cannot_be_meant_are_refused() {
+    for (text, path) in [
+        ("webhooks: {secrets: {a: short}}", "webhooks.secrets.a"),
+        (
+            "webhooks: {secrets: {default: long-enough-to-be-one}}",
+            "webhooks.secrets.default",
+        ),
+        (
+            "webhooks: {secrets: {'a b': long-enough-to-be-one}}",
+            "webhooks.secrets.a b",
+        ),
+        (
+            "internal_images: [{namespace: ''}]",
+            "internal_images[0].namespace",
+        ),
+        (
+            "internal_images: [{namespace: /}]",
+            "internal_images[0].namespace",
+        ),
+        (
+            "internal_images: [{namespace: Upper}]",
+            "internal_images[0].namespace",
+        ),
+        (
+            "internal_images: [{namespace: 'acme:1'}]",
+            "internal_images[0].namespace",
+        ),
+        (
+            "internal_images: [{registry: acme, namespace: own}]",
+            "internal_images[0].registry",
+        ),
+        (
+            "internal_images: [{registry: 'a.b/c', namespace: own}]",
+            "internal_images[0].registry",
+        ),
+        (
+            "webhooks: {answer_within_seconds: 61}",
+            "webhooks.answer_within_seconds",
+        ),
+        ("approvals: {two_person: perhaps}", "approvals.two_person"),
+    ] {
+        assert_eq!(faults(text), [path], "{text}");
+    }
 }
 
 #[test]

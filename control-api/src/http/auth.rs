@@ -82,6 +82,10 @@ pub async fn guard(permission: Permission, mut request: Request, next: Next) -> 
     };
     let refusal = match judge(&principal, permission, device_in(request.uri().path())) {
         Verdict::Allowed => {
+            // Before anything of it counts: nobody can tell who speaks.
+            if is_quarantined(&app, permission, &principal) {
+                return Refusal::quarantined().into_response();
+            }
             request.extensions_mut().insert(principal);
             return next.run(request).await;
         }
@@ -102,6 +106,14 @@ pub async fn guard(permission: Permission, mut request: Request, next: Next) -> 
         "refused a request for its credential"
     );
     refusal.into_response()
+}
+
+fn is_quarantined(app: &App, permission: Permission, principal: &Principal) -> bool {
+    let Principal::Device(uuid) = principal else {
+        return false;
+    };
+    let slot = app.live.get(*uuid);
+    permission == Permission::OwnDevice && slot.is_some_and(|slot| slot.is_quarantined())
 }
 
 /// The device in a path of the form `/api/v1/devices/{uuid}/…`.

@@ -1,5 +1,6 @@
 //! Owns what happens around every request: its id, its time limit, panics, the form of errors, logs.
 
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub async fn finish(app: Shared, mut request: Request, next: Next) -> Response {
     let started = Stopwatch::start();
     let id = request_id(&request);
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let path = shown(request.uri().path()).into_owned();
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(Arc::clone(&app));
 
@@ -97,13 +98,32 @@ pub async fn finish(app: Shared, mut request: Request, next: Next) -> Response {
     }
     let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     if changes(&method) && !status.is_server_error() {
-        tracing::info!(request.id = %id.0, http.method = %method, url.path = path, http.status = code, duration_ms, "answered a request");
+        tracing::info!(request.id = %id.0, http.method = %method, http.route = route, url.path = path, http.status = code, duration_ms, "answered a request");
     } else if status.is_server_error() {
-        tracing::error!(request.id = %id.0, http.method = %method, url.path = path, http.status = code, duration_ms, "could not answer a request");
+        tracing::error!(request.id = %id.0, http.method = %method, http.route = route, url.path = path, http.status = code, duration_ms, "could not answer a request");
     } else {
-        tracing::debug!(request.id = %id.0, http.method = %method, url.path = path, http.status = code, duration_ms, "answered a request");
+        tracing::debug!(request.id = %id.0, http.method = %method, http.route = route, url.path = path, http.status = code, duration_ms, "answered a request");
     }
     response
+}
+
+/// A path as logs and answers may show it: what follows a webhook's vendor is a secret.
+///
+/// Also in paths that lead nowhere: somebody misspelt the way to a right secret.
+fn shown(path: &str) -> Cow<'_, str> {
+    const WEBHOOKS: &str = "/webhooks/";
+    const OURS: &str = "/api/v1/webhooks/deliveries/";
+    let Some(start) = path.to_ascii_lowercase().find(WEBHOOKS) else {
+        return Cow::Borrowed(path);
+    };
+    if path.starts_with(OURS) {
+        return Cow::Borrowed(path);
+    }
+    let (above, below) = path.split_at(start + WEBHOOKS.len());
+    match below.split_once('/') {
+        None | Some((_, "")) => Cow::Borrowed(path),
+        Some((vendor, _)) => Cow::Owned(format!("{above}{vendor}/…")),
+    }
 }
 
 fn changes(method: &Method) -> bool {
@@ -150,4 +170,28 @@ fn write_problem(mut response: Response, path: &str, id: &RequestId) -> Response
     headers.extend(extra);
     *response.body_mut() = Body::from(body);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn a_secret_in_a_path_is_not_shown() {
+        for (path, expected) in [
+            ("/api/v1/devices/1", "/api/v1/devices/1"),
+            ("/api/v1/webhooks/quay", "/api/v1/webhooks/quay"),
+            ("/api/v1/webhooks/quay/", "/api/v1/webhooks/quay/"),
+            ("/api/v1/webhooks/quay/canary", "/api/v1/webhooks/quay/…"),
+            ("/api/v1/webhooks/quay/canary/", "/api/v1/webhooks/quay/…"),
+            ("/api/v1/webhooks//quay/canary", "/api/v1/webhooks//…"),
+            ("/v1/Webhooks/quay/canary", "/v1/Webhooks/quay/…"),
+            (
+                "/api/v1/webhooks/deliveries/7/redeliver",
+                "/api/v1/webhooks/deliveries/7/redeliver",
+            ),
+        ] {
+            assert_eq!(shown(path), expected);
+        }
+    }
 }

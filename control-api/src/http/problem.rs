@@ -44,6 +44,11 @@ impl Refusal {
         self.status
     }
 
+    /// What went wrong, in words.
+    pub fn detail(&self) -> &str {
+        self.problem.detail.as_deref().unwrap_or_default()
+    }
+
     /// Adds a header, such as `Retry-After`.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -56,6 +61,16 @@ impl Refusal {
     pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
         self.problem.errors = errors;
         self
+    }
+
+    /// 403: an image that may not run; what to call it, why, and what a person can do.
+    pub fn image(error: &str, message: &str, action_required: Option<&str>) -> Self {
+        let code = error.to_lowercase().replace(' ', "_");
+        let mut refusal = Self::new(StatusCode::FORBIDDEN, &code, message);
+        refusal.problem.error = Some(error.to_owned());
+        refusal.problem.message = Some(message.to_owned());
+        refusal.problem.action_required = action_required.map(str::to_owned);
+        refusal
     }
 
     /// 400: the text is not what it should be at all.
@@ -93,6 +108,15 @@ impl Refusal {
     /// 403: known, but not allowed.
     pub fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 409: the device is in quarantine.
+    pub fn quarantined() -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "quarantined",
+            "this device is in quarantine: an operator has to release it or to let it enrol again",
+        )
     }
 
     /// 404: not there, or not for this caller to know.
@@ -167,6 +191,14 @@ impl IntoResponse for Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
+        if let StoreError::Damaged(_) = error {
+            tracing::error!(error = chain(&error), "the store is damaged");
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "database_damaged",
+                "the database is damaged, and nothing is written to it: an operator must restore a backup",
+            );
+        }
         if error.is_temporary() {
             tracing::warn!(error = chain(&error), "the store could not do it now");
             Self::busy()

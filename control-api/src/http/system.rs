@@ -49,6 +49,7 @@ pub async fn readyz(State(app): State<Shared>) -> Result<&'static str, Refusal> 
             "the server is about to end",
         ));
     }
+    app.store.is_sound()?;
     app.store
         .read(|tx| Ok::<_, Refusal>(devices::count(tx)?))
         .await?;

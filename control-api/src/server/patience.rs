@@ -2,7 +2,8 @@
 //!
 //! A new connection must send a whole request head within ten seconds, and so must an old one once
 //! it has begun to; between requests it may be silent for as long as hyper's idle limit says. hyper alone has
-//! one limit for both, which would cut either slow attackers or sleeping devices wrongly.
+//! one limit for both, which would cut either slow attackers or sleeping devices wrongly. A client that takes
+//! nothing of its answer is dropped too.
 
 use std::io;
 use std::pin::Pin;
@@ -16,6 +17,9 @@ use tokio::time::{Instant, Sleep};
 
 /// How long a request head may take.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a client may take nothing of an answer: a slow line takes some bytes in this time.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
 const HEAD: u8 = 0;
 const BUSY: u8 = 1;
@@ -42,6 +46,7 @@ pub(super) struct Patient<S> {
     stream: S,
     patience: Patience,
     deadline: Option<Pin<Box<Sleep>>>,
+    write_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
@@ -50,6 +55,30 @@ impl<S> Patient<S> {
             stream,
             patience,
             deadline: None,
+            write_deadline: None,
+        }
+    }
+
+    /// Lets a write that goes on pass, and one that stands still until its time is over.
+    fn judge_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.write_deadline = None;
+            return written;
+        }
+        let is_late = self
+            .write_deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_LIMIT)))
+            .as_mut()
+            .poll(cx)
+            .is_ready();
+        if is_late {
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            Poll::Pending
         }
     }
 
@@ -94,7 +123,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.judge_write(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -110,7 +140,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.judge_write(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -125,7 +156,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_never_sends_a_byte_is_dropped_after_ten_seconds() {
+    async fn c13_a_client_that_never_sends_a_byte_is_dropped_after_ten_seconds() {
         let (_client, server) = duplex(64);
         let mut stream = Patient::new(server, Patience::default());
         let begun = Instant::now();
@@ -135,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_trickles_in_is_dropped_ten_seconds_after_it_began() {
+    async fn c13_a_head_that_trickles_in_is_dropped_ten_seconds_after_it_began() {
         let (mut client, server) = duplex(64);
         let patience = Patience::default();
         let mut stream = Patient::new(server, patience.clone());
@@ -155,6 +186,26 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed().as_secs(), 70);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c13_a_client_that_takes_nothing_is_dropped_and_a_slow_one_is_not() {
+        let (mut client, server) = duplex(64);
+        let mut stream = Patient::new(server, Patience::default());
+        let reader = tokio::spawn(async move {
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                client.read_u8().await.unwrap();
+            }
+            client
+        });
+        let begun = Instant::now();
+        stream.write_all(&[b'x'; 164]).await.unwrap();
+        let _client = reader.await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 2_000);
+        let error = stream.write_all(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), 2_030);
     }
 
     #[tokio::test(start_paused = true)]

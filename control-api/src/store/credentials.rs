@@ -165,6 +165,17 @@ pub fn list(
     .collect()
 }
 
+/// The registries for which one scope has credentials, in the order of their names.
+pub fn registries(tx: &mut Tx<'_>, scope: &Scope, limit: i64) -> Result<Vec<String>, StoreError> {
+    tx.query(
+        "select registry from registry_credentials where scope = $1 order by registry limit $2",
+        params![scope.to_string(), limit],
+    )?
+    .iter()
+    .map(|row| row.text(0).map(str::to_owned))
+    .collect()
+}
+
 /// How many credentials were sealed with another key than this one.
 pub fn count_foreign(tx: &mut Tx<'_>, key_id: &str) -> Result<u64, StoreError> {
     tx.query_opt(

@@ -5,12 +5,15 @@
 //! built at run time: every statement is a literal.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::time::Timestamp;
 
 /// The PostgreSQL channel on which replicas tell each other about devices.
 pub(super) const CHANNEL: &str = "holdfast_devices";
+/// The PostgreSQL channel on which replicas tell each other that there are new events.
+pub(super) const EVENTS_CHANNEL: &str = "holdfast_events";
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +50,37 @@ pub enum StoreError {
         /// The migration that differs.
         version: i64,
     },
+    /// The tables were made by a newer version of this program.
+    #[error(
+        "the database has migration {version}, which this program does not know: use a newer one"
+    )]
+    Newer {
+        /// The migration that is not known.
+        version: i64,
+    },
+    /// The tables were made by an older version of this program, and this use of them may not change them.
+    #[error(
+        "the tables are those of an older program: `holdfast-api serve` brings them up to date"
+    )]
+    Older,
+    /// There is no database, where one must be.
+    #[error("there is no database {0}")]
+    Missing(PathBuf),
+    /// A new database could not be put in its place.
+    #[error("cannot make the database {path}")]
+    Make {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The database is damaged.
     #[error("the database file is damaged: {0}")]
     Damaged(String),
+    /// A restore was begun and broke off: what is there may be half of the old and half of the new.
+    #[error("a restore broke off and left {0}: run `holdfast-api restore FILE` again")]
+    HalfRestored(PathBuf),
     /// The blocking task ended without an answer.
     #[error("the store's work was interrupted")]
     Interrupted,
@@ -71,7 +102,12 @@ impl StoreError {
             | Self::Column { .. }
             | Self::Document { .. }
             | Self::Migration { .. }
+            | Self::Newer { .. }
+            | Self::Older
+            | Self::Missing(_)
+            | Self::Make { .. }
             | Self::Damaged(_)
+            | Self::HalfRestored(_)
             | Self::Interrupted => false,
         }
     }
@@ -99,8 +135,21 @@ impl StoreError {
             Self::Column { .. }
             | Self::Document { .. }
             | Self::Migration { .. }
-            | Self::Damaged(_) => false,
+            | Self::Newer { .. }
+            | Self::Older
+            | Self::Missing(_)
+            | Self::Make { .. }
+            | Self::Damaged(_)
+            | Self::HalfRestored(_) => false,
         }
+    }
+
+    /// Whether a person has to act before another start can do better.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(
+            self,
+            Self::Migration { .. } | Self::Newer { .. } | Self::Damaged(_) | Self::HalfRestored(_)
+        )
     }
 }
 
@@ -245,20 +294,53 @@ pub(super) enum Driver<'a> {
     },
 }
 
+/// What others are told once a transaction is committed.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// Devices that changed.
+    pub(super) devices: Vec<DeviceId>,
+    /// Whether there are new events.
+    pub(super) events: bool,
+}
+
 /// An open transaction; dropped without commit it leaves nothing behind.
 pub struct Tx<'a> {
     driver: Driver<'a>,
-    announced: Vec<DeviceId>,
+    news: News,
     conflict: Option<StoreError>,
+    damage: Option<String>,
 }
 
 impl<'a> Tx<'a> {
     pub(super) fn new(driver: Driver<'a>) -> Self {
         Self {
             driver,
-            announced: Vec::new(),
+            news: News::default(),
             conflict: None,
+            damage: None,
         }
+    }
+
+    /// What a statement found damaged.
+    pub(super) fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
+    }
+
+    /// Whether other programs may work on the same store.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self.driver, Driver::Postgres { .. })
+    }
+
+    /// The database's clock: the one that all programs on it agree about.
+    pub fn clock(&mut self) -> Result<Timestamp, StoreError> {
+        let sql = if self.is_shared() {
+            "select cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
+        } else {
+            "select cast(unixepoch('subsec') * 1000 as integer)"
+        };
+        self.query_opt(sql, &[])?
+            .ok_or(StoreError::Interrupted)?
+            .time(0)
     }
 
     /// Runs a statement and counts the rows it changed.
@@ -301,16 +383,34 @@ impl<'a> Tx<'a> {
                 )?;
             }
         }
-        self.announced.push(device);
+        self.news.devices.push(device);
         Ok(())
     }
 
-    pub(super) fn commit(self) -> Result<Vec<DeviceId>, StoreError> {
+    /// Tells whoever waits for events in every process on this store, once committed, that there are new ones.
+    pub(super) fn note_event(&mut self) -> Result<(), StoreError> {
+        if self.news.events {
+            return Ok(());
+        }
+        match &self.driver {
+            Driver::Sqlite(_) => {}
+            Driver::Postgres { .. } => {
+                self.query(
+                    "select cast(pg_notify($1, '') as text)",
+                    params![EVENTS_CHANNEL],
+                )?;
+            }
+        }
+        self.news.events = true;
+        Ok(())
+    }
+
+    pub(super) fn commit(self) -> Result<News, StoreError> {
         match self.driver {
             Driver::Sqlite(tx) => tx.commit()?,
             Driver::Postgres { tx, .. } => tx.commit()?,
         }
-        Ok(self.announced)
+        Ok(self.news)
     }
 
     /// Rolls back; says whether a statement failed only because of a concurrent transaction.
@@ -323,6 +423,10 @@ impl<'a> Tx<'a> {
             Err(error) if error.is_conflict() => {
                 self.conflict = Some(error);
                 Err(StoreError::Busy(None))
+            }
+            Err(StoreError::Damaged(how)) => {
+                self.damage = Some(how.clone());
+                Err(StoreError::Damaged(how))
             }
             other => other,
         }

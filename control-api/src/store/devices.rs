@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_domain::image_updates::effective;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::Platform;
+use holdfast_proto::image_updates::ImageUpdatePolicy;
 use holdfast_proto::time::Timestamp;
 
 use super::db::{Row, StoreError, Tx, json};
+use super::image_updates;
 use crate::params;
 
 /// Labels of a device, in order.
@@ -39,6 +42,19 @@ pub struct Device {
     pub reported_generation: Option<u64>,
     /// The status it last reported, in the word of the wire.
     pub reported_status: Option<String>,
+    /// What it says of its own image updates.
+    pub image_updates: ImageUpdatePolicy,
+    /// What its fleet says of them.
+    pub image_updates_of_fleet: ImageUpdatePolicy,
+    /// Since when it gets nothing and nothing of it is taken.
+    pub quarantined_at: Option<Timestamp>,
+}
+
+impl Device {
+    /// What counts for its image updates: its own word, else its fleet's.
+    pub fn effective_updates(&self) -> ImageUpdatePolicy {
+        effective(&self.image_updates, &self.image_updates_of_fleet)
+    }
 }
 
 /// What an enrolment brings.
@@ -86,16 +102,22 @@ pub struct Hot {
     pub uuid: DeviceId,
     /// SHA-256 of its token, in hex.
     pub token_hash: String,
+    /// Whether it is in quarantine.
+    pub is_quarantined: bool,
     /// Its target's `ETag`, generation and body; none when it was never given a target.
     pub target: Option<(String, u64, String)>,
 }
 
-/// Every query for whole devices starts alike: the row, its target's generation, its last report.
+/// Every query for whole devices starts alike: the row, its target's generation, its last report, its fleet's policy.
 macro_rules! select_devices {
     ($rest:literal) => {
         concat!(
             "select d.id, d.uuid, d.name, d.labels, d.platform, d.agent_version, d.may_re_enrol,
-                    d.enrolled_at, d.last_seen_at, coalesce(t.generation, 0), r.generation, r.status
+                    d.enrolled_at, d.last_seen_at, coalesce(t.generation, 0), r.generation, r.status,
+                    d.image_updates,
+                    (select f.image_updates from device_labels m join fleets f on f.name = m.value
+                        where m.device_id = d.id and m.label = 'fleet'),
+                    d.quarantined_at
              from devices d left join targets t on t.device_id = d.id
                   left join reports r on r.device_id = d.id ",
             $rest
@@ -117,6 +139,9 @@ fn device(row: &Row) -> Result<Device, StoreError> {
         target_generation: row.count(9)?,
         reported_generation: row.opt_int(10)?.map(|_| row.count(10)).transpose()?,
         reported_status: row.opt_text(11)?.map(str::to_owned),
+        image_updates: image_updates::read(row, 12)?,
+        image_updates_of_fleet: image_updates::read(row, 13)?,
+        quarantined_at: row.opt_time(14)?,
     })
 }
 
@@ -158,7 +183,7 @@ pub fn enrol(tx: &mut Tx<'_>, new: &Enrolment, now: Timestamp) -> Result<i64, St
             name = excluded.name, name_folded = excluded.name_folded, labels = excluded.labels,
             platform = excluded.platform, agent_version = excluded.agent_version,
             token_hash = excluded.token_hash, may_re_enrol = 0,
-            enrolled_at = excluded.enrolled_at
+            enrolled_at = excluded.enrolled_at, quarantined_at = null
          returning id",
         params![
             new.uuid,
@@ -179,13 +204,17 @@ pub fn enrol(tx: &mut Tx<'_>, new: &Enrolment, now: Timestamp) -> Result<i64, St
 /// Changes what people decide about a device.
 pub fn update(tx: &mut Tx<'_>, changed: &Device) -> Result<(), StoreError> {
     tx.execute(
-        "update devices set name = $2, name_folded = $3, labels = $4, may_re_enrol = $5 where id = $1",
+        "update devices set name = $2, name_folded = $3, labels = $4, may_re_enrol = $5, image_updates = $6,
+                quarantined_at = $7
+         where id = $1",
         params![
             changed.id,
             &changed.name,
             changed.name.to_lowercase(),
             json("label set", &changed.labels)?,
-            changed.may_re_enrol
+            changed.may_re_enrol,
+            image_updates::text(&changed.image_updates)?,
+            changed.quarantined_at
         ],
     )?;
     write_labels(tx, changed.id, &changed.labels)
@@ -203,6 +232,15 @@ fn write_labels(tx: &mut Tx<'_>, id: i64, labels: &Labels) -> Result<(), StoreEr
         )?;
     }
     Ok(())
+}
+
+/// Puts a device into quarantine; says whether it was not in it.
+pub fn quarantine(tx: &mut Tx<'_>, id: i64, now: Timestamp) -> Result<bool, StoreError> {
+    let changed = tx.execute(
+        "update devices set quarantined_at = $2 where id = $1 and quarantined_at is null",
+        params![id, now],
+    )?;
+    Ok(changed > 0)
 }
 
 /// Records which agent a device runs now.
@@ -226,6 +264,28 @@ pub fn seen(tx: &mut Tx<'_>, id: i64, at: Timestamp) -> Result<(), StoreError> {
         params![id, at],
     )?;
     Ok(())
+}
+
+/// Notes who is heard of again since `since`, or is not any more; answers those, at most so many.
+pub fn turn_presence(
+    tx: &mut Tx<'_>,
+    is_online: bool,
+    since: Timestamp,
+    limit: i64,
+) -> Result<Vec<DeviceId>, StoreError> {
+    let sql = if is_online {
+        "update devices set is_online = 1 where id in (
+            select id from devices where is_online = 0 and last_seen_at >= $1 order by id limit $2)
+         returning uuid"
+    } else {
+        "update devices set is_online = 0 where id in (
+            select id from devices where is_online = 1 and last_seen_at < $1 order by id limit $2)
+         returning uuid"
+    };
+    tx.query(sql, params![since, limit])?
+        .iter()
+        .map(|row| row.parsed(0))
+        .collect()
 }
 
 /// One page of devices in the order they enrolled, after row `after`.
@@ -271,6 +331,47 @@ pub fn list(
     .collect()
 }
 
+/// The devices that a rollout of a fleet's release is for: those in the fleet without a target of their own, and
+/// not kept at one release.
+pub fn followers(tx: &mut Tx<'_>, fleet: &str) -> Result<Vec<Device>, StoreError> {
+    tx.query(
+        select_devices!(
+            "where exists (select 1 from device_labels l
+                where l.device_id = d.id and l.label = 'fleet' and l.value = $1)
+           and coalesce(t.own, 0) = 0
+           and not exists (select 1 from release_pins p where p.device_id = d.id)
+         order by d.id"
+        ),
+        params![fleet],
+    )?
+    .iter()
+    .map(device)
+    .collect()
+}
+
+/// Those of [`followers`] whom the last rollout of a release did not know: they came while it was on its way.
+pub fn latecomers(
+    tx: &mut Tx<'_>,
+    fleet: &str,
+    release_id: i64,
+) -> Result<Vec<Device>, StoreError> {
+    tx.query(
+        select_devices!(
+            "where exists (select 1 from device_labels l
+                where l.device_id = d.id and l.label = 'fleet' and l.value = $1)
+           and coalesce(t.own, 0) = 0
+           and not exists (select 1 from release_pins p where p.device_id = d.id)
+           and not exists (select 1 from rollout_devices m where m.device = d.uuid
+                and m.rollout_id = (select max(o.id) from rollouts o where o.release_id = $2))
+         order by d.id"
+        ),
+        params![fleet, release_id],
+    )?
+    .iter()
+    .map(device)
+    .collect()
+}
+
 /// A `like` pattern for texts that contain `part`, whose own wildcards mean themselves.
 fn contains(part: &str) -> String {
     let mut pattern = String::with_capacity(part.len() + 2);
@@ -300,13 +401,14 @@ fn hot(row: &Row) -> Result<Hot, StoreError> {
             Some(etag) => Some((etag.to_owned(), row.count(4)?, row.text(5)?.to_owned())),
             None => None,
         },
+        is_quarantined: row.opt_time(6)?.is_some(),
     })
 }
 
 /// What the poll cache needs of one device.
 pub fn hot_one(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Hot>, StoreError> {
     tx.query_opt(
-        "select d.id, d.uuid, d.token_hash, t.etag, t.generation, t.body
+        "select d.id, d.uuid, d.token_hash, t.etag, t.generation, t.body, d.quarantined_at
          from devices d left join targets t on t.device_id = d.id where d.uuid = $1",
         params![uuid],
     )?
@@ -318,7 +420,7 @@ pub fn hot_one(tx: &mut Tx<'_>, uuid: DeviceId) -> Result<Option<Hot>, StoreErro
 /// One page of what the poll cache needs, after row `after`.
 pub fn hot_page(tx: &mut Tx<'_>, after: i64, limit: i64) -> Result<Vec<Hot>, StoreError> {
     tx.query(
-        "select d.id, d.uuid, d.token_hash, t.etag, t.generation, t.body
+        "select d.id, d.uuid, d.token_hash, t.etag, t.generation, t.body, d.quarantined_at
          from devices d left join targets t on t.device_id = d.id
          where d.id > $1 order by d.id limit $2",
         params![after, limit],

@@ -1,11 +1,16 @@
-//! Owns the table of events; refuses to record one delivery twice.
+//! Owns the table of events, numbered in the order of commits; refuses to record one delivery twice.
 
+use holdfast_domain::retention;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::time::Timestamp;
 use serde_json::Value as Json;
 
 use super::db::{Row, StoreError, Tx};
+use super::history;
 use crate::params;
+
+/// Events looked at in one round of pruning: others get their turn in between.
+const ROUND: i64 = 1_000;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +44,20 @@ pub struct NewEvent<'a> {
     pub delivery: Option<&'a str>,
 }
 
-fn event(row: &Row) -> Result<Event, StoreError> {
+impl<'a> NewEvent<'a> {
+    /// About something that is no device, by the API itself.
+    pub fn about(kind: &'a str, subject: &'a str, detail: Json) -> Self {
+        Self {
+            kind,
+            device: None,
+            subject: Some(subject),
+            detail,
+            delivery: None,
+        }
+    }
+}
+
+pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
     Ok(Event {
         id: row.int(0)?,
         kind: row.text(1)?.to_owned(),
@@ -52,10 +70,12 @@ fn event(row: &Row) -> Result<Event, StoreError> {
 
 /// Records an event; false when this delivery was recorded before.
 pub fn record(tx: &mut Tx<'_>, new: &NewEvent<'_>, now: Timestamp) -> Result<bool, StoreError> {
+    let id = history::take_event(tx)?;
     let changed = tx.execute(
-        "insert into events (kind, device, subject, detail, at, delivery)
-         values ($1, $2, $3, $4, $5, $6) on conflict (delivery) do nothing",
+        "insert into events (id, kind, device, subject, detail, at, delivery)
+         values ($1, $2, $3, $4, $5, $6, $7) on conflict (delivery) do nothing",
         params![
+            id,
             new.kind,
             new.device,
             new.subject,
@@ -64,6 +84,9 @@ pub fn record(tx: &mut Tx<'_>, new: &NewEvent<'_>, now: Timestamp) -> Result<boo
             new.delivery
         ],
     )?;
+    if changed > 0 {
+        tx.note_event()?;
+    }
     Ok(changed > 0)
 }
 
@@ -85,4 +108,41 @@ pub fn list(
     .iter()
     .map(event)
     .collect()
+}
+
+/// Events after number `after`, oldest first.
+pub fn list_after(
+    tx: &mut Tx<'_>,
+    kind: Option<&str>,
+    device: Option<DeviceId>,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    tx.query(
+        "select id, kind, device, subject, detail, at from events
+         where id > $1 and (cast($2 as text) is null or kind = $2)
+           and (cast($3 as text) is null or device = $3)
+         order by id limit $4",
+        params![after, kind, device, limit],
+    )?
+    .iter()
+    .map(event)
+    .collect()
+}
+
+/// Removes some of the oldest events that are from before `cutoff`; says how many.
+pub fn prune(tx: &mut Tx<'_>, cutoff: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
+    let times = tx
+        .query(
+            "select id, at from events order by id limit $1",
+            params![ROUND],
+        )?
+        .iter()
+        .map(|row| Ok((row.int(0)?, row.time(1)?)))
+        .collect::<Result<Vec<_>, StoreError>>()?;
+    let Some(last) = retention::may_go(times, cutoff, now) else {
+        return Ok(0);
+    };
+    history::set_events_pruned(tx, last)?;
+    tx.execute("delete from events where id <= $1", params![last])
 }

@@ -13,10 +13,10 @@ use std::time::Duration;
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::types::{IsNull, ToSql, Type, private::BytesMut, to_sql_checked};
 use postgres::{Client, Config, IsolationLevel, NoTls, Statement, Transaction};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::db::{CHANNEL, Driver, Row, StoreError, Tx, Value};
-use super::{Access, Attempt, Change, conclude, migrate};
+use super::db::{CHANNEL, Driver, EVENTS_CHANNEL, Row, StoreError, Tx, Value};
+use super::{Access, Announcer, Attempt, Change, Opening, conclude, migrate};
 use crate::retry;
 
 /// Connections of one replica: PostgreSQL's default allows a hundred for all of them together.
@@ -25,8 +25,16 @@ const CONNECTIONS: usize = 8;
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection attempt may take.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// After so long without a word the server's machine is asked whether it is still there, and again a few times: a
+/// primary that vanished closes nothing, and its connections must not keep the pool for hours.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Between those questions, and how many of them.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_TIMES: u32 = 3;
 /// How long the server may work on one statement: a hung disk must not hold the pool for ever.
 const STATEMENT_LIMIT: &str = "-c statement_timeout=10s -c idle_in_transaction_session_timeout=30s";
+/// What a transaction that met a conflict waits in: whoever writes history holds a weaker lock on it.
+const QUEUE: &str = "lock table history_head in share row exclusive mode";
 /// How often the listener looks whether it should stop.
 const LISTEN_TURN: Duration = Duration::from_millis(500);
 
@@ -49,15 +57,26 @@ impl std::fmt::Debug for Database {
 }
 
 impl Database {
-    pub(super) fn open(url: &str, changes: broadcast::Sender<Change>) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        url: &str,
+        opening: Opening,
+        announcer: Announcer,
+    ) -> Result<Self, StoreError> {
         let mut config: Config = url.parse()?;
         config.connect_timeout(CONNECT_WAIT);
         config.application_name("holdfast-api");
+        config.keepalives_idle(SILENCE);
+        config.keepalives_interval(ASK_EVERY);
+        config.keepalives_retries(ASK_TIMES);
+        config.tcp_user_timeout(SILENCE + ASK_EVERY * ASK_TIMES);
         let options = config.get_options().unwrap_or_default();
         config.options(format!("{options} {STATEMENT_LIMIT}").trim());
         let mut client = config.connect(NoTls)?;
-        migrate::postgres(&mut client)?;
-        let listener = listen(&config, changes)?;
+        match opening {
+            Opening::Serve => migrate::postgres(&mut client)?,
+            Opening::Look => migrate::judge_postgres(&mut client)?.must_be_current()?,
+        }
+        let listener = listen(&config, announcer)?;
         Ok(Self {
             config,
             idle: Mutex::new(vec![Connected {
@@ -80,13 +99,14 @@ impl Database {
     pub(super) fn attempt<T, E: From<StoreError>>(
         &self,
         access: Access,
+        is_again: bool,
         work: &dyn Fn(&mut Tx<'_>) -> Result<T, E>,
     ) -> Attempt<T, E> {
         let mut connected = match self.take() {
             Ok(connected) => connected,
             Err(error) => return Attempt::Failed(error.into()),
         };
-        let attempt = run(&mut connected, access, work);
+        let attempt = run(&mut connected, access, is_again, work);
         // A panic in `work` drops the connection with its transaction; this line is for the rest.
         if !connected.client.is_closed() {
             self.idle().push(connected);
@@ -132,6 +152,7 @@ impl Drop for Database {
 fn run<T, E: From<StoreError>>(
     connected: &mut Connected,
     access: Access,
+    is_again: bool,
     work: &dyn Fn(&mut Tx<'_>) -> Result<T, E>,
 ) -> Attempt<T, E> {
     let builder = connected.client.build_transaction();
@@ -144,7 +165,20 @@ fn run<T, E: From<StoreError>>(
     }
     .start();
     match begun {
-        Ok(tx) => {
+        Ok(mut tx) => {
+            // Whoever lost to another writer once queues before its snapshot is taken, and cannot lose to
+            // one again: many who write at once are served in turn, not refused.
+            if is_again
+                && access == Access::Write
+                && let Err(error) = tx.batch_execute(QUEUE)
+            {
+                let error = StoreError::from(error);
+                return if error.is_conflict() {
+                    Attempt::Conflict(error)
+                } else {
+                    Attempt::Failed(error.into())
+                };
+            }
             let mut tx = Tx::new(Driver::Postgres {
                 tx,
                 prepared: &mut connected.prepared,
@@ -161,7 +195,7 @@ fn run<T, E: From<StoreError>>(
 /// Starts the thread that turns other replicas' notifications into changes.
 fn listen(
     config: &Config,
-    changes: broadcast::Sender<Change>,
+    announcer: Announcer,
 ) -> Result<(mpsc::Sender<()>, JoinHandle<()>), StoreError> {
     let config = config.clone();
     let (stop, stopped) = mpsc::channel();
@@ -175,10 +209,11 @@ fn listen(
             loop {
                 if let Some(mut connected) = client.take() {
                     if lost.swap(false, Ordering::Relaxed) {
-                        let _ = changes.send(Change::Everything);
+                        announcer.change(Change::Everything);
+                        announcer.new_events();
                         waits = retry::reconnect();
                     }
-                    if !forward(&mut connected, &changes, &stopped) {
+                    if !forward(&mut connected, &announcer, &stopped) {
                         return;
                     }
                     lost.store(true, Ordering::Relaxed);
@@ -198,25 +233,24 @@ fn listen(
 
 fn subscribe(config: &Config) -> Result<Client, StoreError> {
     let mut client = config.connect(NoTls)?;
-    client.batch_execute(&format!("listen {CHANNEL}"))?;
+    client.batch_execute(&format!("listen {CHANNEL}; listen {EVENTS_CHANNEL}"))?;
     Ok(client)
 }
 
 /// Forwards until the connection is lost (true) or the store is closed (false).
-fn forward(
-    client: &mut Client,
-    changes: &broadcast::Sender<Change>,
-    stopped: &mpsc::Receiver<()>,
-) -> bool {
+fn forward(client: &mut Client, announcer: &Announcer, stopped: &mpsc::Receiver<()>) -> bool {
     loop {
         if stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected) {
             return false;
         }
         loop {
             match client.notifications().timeout_iter(LISTEN_TURN).next() {
+                Ok(Some(notification)) if notification.channel() == EVENTS_CHANNEL => {
+                    announcer.new_events();
+                }
                 Ok(Some(notification)) => {
                     if let Ok(device) = notification.payload().parse() {
-                        let _ = changes.send(Change::Device(device));
+                        announcer.change(Change::Device(device));
                     }
                 }
                 Ok(None) => break,

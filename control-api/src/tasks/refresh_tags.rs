@@ -2,7 +2,7 @@
 //!
 //! When to ask is in the store, so a restart starts no storm, and whoever takes what is due puts it off
 //! for the others, so several replicas ask once. Refuses to change what a device runs: only targets that
-//! wait for a digest are rendered anew.
+//! wait for a digest are rendered anew, and a tag that moved is treated as a push of it.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use holdfast_proto::time::Timestamp;
 
 use crate::app::{App, Shared};
 use crate::clock;
+use crate::pushes;
 use crate::resolver::{self, Freshness, Question};
 use crate::store::audit::Actor;
 use crate::store::resolutions::{self, Due};
@@ -77,8 +78,12 @@ pub async fn run_once(app: &App, now: Timestamp) -> Result<Option<Timestamp>, St
         let findings = app.resolver.answers(questions, Freshness::Now).await;
         let rhythm = app.rhythm;
         app.store
-            .transact(move |tx| resolver::record(tx, &findings, rhythm).map(|_| ()))
+            .transact(move |tx| {
+                let learnt = resolver::record(tx, &findings, rhythm)?;
+                pushes::hint(tx, &learnt.moved, now)
+            })
             .await?;
+        app.pushes.deliver_soon.notify_one();
     }
     render_waiting(app, now).await?;
     if app.rhythm.interval.is_some() {

@@ -81,7 +81,12 @@ async fn every_route_lets_through_exactly_whom_its_permission_names() {
         let path = path
             .replace("{uuid}", &cast.device.uuid)
             .replace("{host}", "registry.example")
-            .replace("{id}", "99999");
+            .replace("{name}", "nowhere")
+            .replace("{number}", "1")
+            .replace("{id}", "99999")
+            .replace("{tag_id}", "99999")
+            .replace("{vendor}", "generic")
+            .replace("{secret}", "guessed-guessed-guessed");
         let principals = [
             "",
             &wrong,

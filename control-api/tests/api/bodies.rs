@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::support::Place;
 use crate::support::api::{Api, report, target};
 
-crate::on_both_databases![bad_targets_are_refused_with_the_path_of_the_field];
+crate::on_both_databases![c16_bad_targets_are_refused_with_the_path_of_the_field];
 
-async fn bad_targets_are_refused_with_the_path_of_the_field(place: Place) {
+async fn c16_bad_targets_are_refused_with_the_path_of_the_field(place: Place) {
     let api = Api::start(place).await;
     let device = api.enrol().await;
     let path = device.path("/target-state");
@@ -96,7 +96,7 @@ async fn bad_targets_are_refused_with_the_path_of_the_field(place: Place) {
 }
 
 #[tokio::test]
-async fn a_body_over_its_limit_is_413_and_the_limit_is_named() {
+async fn c15_a_body_over_its_limit_is_413_and_the_limit_is_named() {
     let api = Api::start(Place::sqlite()).await;
     let device = api.enrol().await;
     let key = api.key(json!({})).await;
@@ -125,7 +125,7 @@ async fn a_body_over_its_limit_is_413_and_the_limit_is_named() {
 }
 
 #[tokio::test]
-async fn an_oversized_body_is_refused_after_the_credential() {
+async fn c15_an_oversized_body_is_refused_after_the_credential() {
     let api = Api::start(Place::sqlite()).await;
     let body = Some(vec![b' '; 2 << 20]);
     api.call_raw("POST", "/api/v1/tokens", "", body)
@@ -216,7 +216,7 @@ async fn people_may_not_send_fields_that_are_not_theirs() {
 }
 
 #[tokio::test]
-async fn bad_parameters_are_refused() {
+async fn c16_bad_parameters_are_refused() {
     let api = Api::start(Place::sqlite()).await;
     for query in [
         "limit=0",
@@ -275,7 +275,7 @@ async fn a_request_id_is_taken_over_only_when_it_is_harmless() {
 }
 
 #[tokio::test]
-async fn a_panic_ends_one_request_and_is_counted() {
+async fn c17_a_panic_ends_one_request_and_is_counted() {
     let api = Api::start(Place::sqlite()).await;
     let device = api.enrol().await;
     let refused = api.set(&device, "example.com/panic:1").await.expect(500);

@@ -28,13 +28,13 @@ async fn the_first_start_writes_an_admin_token_only_its_owner_can_read() {
     assert_eq!(listed["items"].as_array().unwrap().len(), 1);
 }
 
-struct Served {
-    api: Api,
-    address: std::net::SocketAddr,
-    ended: tokio::task::JoinHandle<()>,
+pub struct Served {
+    pub api: Api,
+    pub address: std::net::SocketAddr,
+    pub ended: tokio::task::JoinHandle<()>,
 }
 
-async fn serve() -> Served {
+pub async fn serve() -> Served {
     let api = Api::start(Place::sqlite()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,7 +51,7 @@ async fn serve() -> Served {
     }
 }
 
-async fn read_head(stream: &mut TcpStream) -> String {
+pub async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.unwrap());
@@ -76,7 +76,7 @@ async fn one_connection_carries_many_requests() {
 }
 
 #[tokio::test]
-async fn a_held_poll_is_answered_when_the_program_ends() {
+async fn c18_a_held_poll_is_answered_when_the_program_ends() {
     let served = serve().await;
     let device = served.api.enrol().await;
     let mut stream = TcpStream::connect(served.address).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_held_poll_is_answered_when_the_program_ends() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn c15_a_head_that_is_too_large_is_refused() {
     let served = serve().await;
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     let head = format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000));

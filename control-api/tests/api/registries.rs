@@ -20,7 +20,7 @@ crate::on_both_databases![
     a_tag_that_moves_back_vanishes_or_returns_is_an_event,
     a_restart_asks_for_nothing_before_its_time,
     two_replicas_ask_once,
-    a_registry_that_wants_peace_gets_it,
+    c37_a_registry_that_wants_peace_gets_it,
     what_waits_for_one_digest_keeps_the_others,
 ];
 
@@ -386,7 +386,7 @@ async fn two_replicas_ask_once(place: Place) {
     assert_eq!(api.registry.asked().len(), 40);
 }
 
-async fn a_registry_that_wants_peace_gets_it(place: Place) {
+async fn c37_a_registry_that_wants_peace_gets_it(place: Place) {
     let api = Api::start_with(place, with_refresh(100)).await;
     let device = api.enrol().await;
     api.registry.push("nginx:1", "v1", &["linux/amd64"]);

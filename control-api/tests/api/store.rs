@@ -15,6 +15,7 @@ use holdfast_api::store::{Change, Store, StoreError, Tx, credentials, tag_histor
 use holdfast_api::vault::Sealed;
 use holdfast_domain::resolution::{Failure, learn};
 use holdfast_domain::scope::Scope;
+use holdfast_domain::voices::Verdict;
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::image::{
     ConfigDigest, Digest, IndexDigest, ManifestDigest, PlatformImage, Reference, ResolvedImage,
@@ -47,7 +48,7 @@ crate::on_both_databases![
     audit_rows_come_back_newest_first,
     an_announcement_arrives_after_commit_and_only_then,
     opening_a_migrated_store_again_changes_nothing,
-    a_store_migrated_by_another_program_is_refused,
+    c12_a_store_migrated_by_another_program_is_refused,
 ];
 
 async fn open(place: &Place) -> Store {
@@ -310,9 +311,10 @@ async fn an_older_report_does_not_replace_a_newer_one(place: Place) {
         let report = report(sequence, journal);
         stored.push(
             store
-                .transact(move |tx| reports::put(tx, row, &report))
+                .transact(move |tx| reports::put(tx, row, &report, ""))
                 .await
-                .unwrap(),
+                .unwrap()
+                == Verdict::Newer,
         );
     }
     assert_eq!(stored, [true, false, false, true, true]);
@@ -782,7 +784,7 @@ async fn opening_a_migrated_store_again_changes_nothing(place: Place) {
     assert_eq!(again.read(devices::count).await.unwrap(), 1);
 }
 
-async fn a_store_migrated_by_another_program_is_refused(place: Place) {
+async fn c12_a_store_migrated_by_another_program_is_refused(place: Place) {
     let store = open(&place).await;
     store
         .transact(|tx| {
@@ -807,7 +809,7 @@ async fn replicas_on_one_postgres_hear_of_each_others_changes() {
 }
 
 #[tokio::test]
-async fn replicas_that_start_together_migrate_once() {
+async fn c12_replicas_that_start_together_migrate_once() {
     let place = tokio::task::spawn_blocking(Place::postgres).await.unwrap();
     let opened: Vec<_> = (0..3)
         .map(|_| tokio::spawn(Store::open(place.location.clone())))
@@ -818,7 +820,7 @@ async fn replicas_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
-async fn a_dropped_postgres_connection_is_replaced_and_the_feed_catches_up() {
+async fn c11_a_dropped_postgres_connection_is_replaced_and_the_feed_catches_up() {
     let place = tokio::task::spawn_blocking(Place::postgres).await.unwrap();
     let store = open(&place).await;
     let mut changes = store.changes();
@@ -840,7 +842,7 @@ async fn a_dropped_postgres_connection_is_replaced_and_the_feed_catches_up() {
 }
 
 #[tokio::test]
-async fn a_damaged_sqlite_file_is_refused_and_left_alone() {
+async fn c08_a_damaged_sqlite_file_is_refused_and_left_alone() {
     let place = Place::sqlite();
     let file = place.dir.path().join("holdfast.db");
     std::fs::write(&file, vec![b'x'; 8192]).unwrap();

@@ -1,7 +1,10 @@
 //! Owns what the facts stand on: databases, a registry that obeys, a client that checks every answer.
 
 pub mod api;
+pub mod logs;
 pub mod postgres;
+pub mod pushes;
+pub mod receiver;
 pub mod registry;
 pub mod schema;
 

@@ -1,7 +1,9 @@
 //! Facts about setting targets.
 
 use holdfast_api::clock;
+use holdfast_api::config::{PushRules, Settings};
 use holdfast_api::tasks::refresh_tags;
+use holdfast_domain::approval::TargetRule;
 use holdfast_proto::target::TargetState;
 use serde_json::json;
 
@@ -12,11 +14,13 @@ use crate::support::registry::digest;
 crate::on_both_databases![
     the_body_of_the_contract_becomes_a_pinned_target,
     the_same_target_again_changes_nothing,
-    an_outage_keeps_the_digest_and_says_stale,
+    c37_an_outage_keeps_the_digest_and_says_stale,
     a_reference_never_resolved_is_kept_as_written_and_resolved_later,
     an_image_without_the_platform_is_refused_and_nothing_stored,
     a_required_digest_that_is_missing_is_refused_and_nothing_stored,
     a_generation_rises_above_what_the_device_reported,
+    images_that_may_not_run_are_in_no_target_where_that_is_wanted,
+    nobody_overrules_where_that_is_closed,
 ];
 
 async fn the_body_of_the_contract_becomes_a_pinned_target(place: Place) {
@@ -99,7 +103,7 @@ async fn the_same_target_again_changes_nothing(place: Place) {
     assert_eq!(actions, ["target.set", "target.set", "device.enrol"]);
 }
 
-async fn an_outage_keeps_the_digest_and_says_stale(place: Place) {
+async fn c37_an_outage_keeps_the_digest_and_says_stale(place: Place) {
     let api = Api::start(place).await;
     let device = api.enrol().await;
     let second = api.enrol().await;
@@ -250,4 +254,79 @@ async fn a_target_for_nobody_is_not_found() {
     api.get("/api/v1/devices/not-a-uuid", &api.admin)
         .await
         .expect(400);
+}
+
+async fn images_that_may_not_run_are_in_no_target_where_that_is_wanted(place: Place) {
+    let api = Api::start_with(place, judged(TargetRule::Overrule)).await;
+    let device = api.enrol().await;
+    api.registry.push("nginx:1", "v1", &["linux/amd64"]);
+    let refused = api.set(&device, "nginx:1").await.expect(403);
+    assert_eq!(refused.json()["error"], "Image not approved");
+    assert_eq!(
+        api.poll(&device, &[]).await.expect(200).json()["generation"],
+        0
+    );
+    // Whoever overrules it is written down.
+    let path = device.path("/target-state?overrule_approval=true");
+    api.post(&path, &api.admin, target("nginx:1"))
+        .await
+        .expect(200);
+    let audit = api
+        .get("/api/v1/audit", &api.admin)
+        .await
+        .expect(200)
+        .json();
+    let overruled = audit["items"].as_array().unwrap().iter();
+    let mut overruled = overruled.filter(|row| row["action"] == "approval.overrule");
+    let row = overruled.next().expect("it is written down");
+    assert_eq!(row["subject"], device.uuid);
+    assert_eq!(row["after"], json!({ "images": ["nginx:1"] }));
+    let fleet = json!({ "name": "north" });
+    api.post("/api/v1/fleets", &api.admin, fleet)
+        .await
+        .expect(201);
+    let release = "/api/v1/fleets/north/target-state";
+    let made = api.call("PUT", release, &api.admin, Some(target("nginx:1")));
+    made.await.expect(403);
+    // Approved, it may; a digest of it by itself may not before it was approved, too.
+    let image = json!({ "image_name": "nginx" });
+    api.post("/api/v1/images", &api.admin, image)
+        .await
+        .expect(201);
+    api.set(&device, "nginx:1").await.expect(200);
+    let pinned = format!("nginx@sha256:{}", "0".repeat(64));
+    let refused = api.set(&device, &pinned).await.expect(403);
+    assert!(
+        refused.json()["message"]
+            .as_str()
+            .unwrap()
+            .contains("was not approved")
+    );
+}
+
+async fn nobody_overrules_where_that_is_closed(place: Place) {
+    let api = Api::start_with(place, judged(TargetRule::Closed)).await;
+    let device = api.enrol().await;
+    api.registry.push("nginx:1", "v1", &["linux/amd64"]);
+    let path = device.path("/target-state?overrule_approval=true");
+    let refused = api
+        .post(&path, &api.admin, target("nginx:1"))
+        .await
+        .expect(403);
+    let action = refused.json()["action_required"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(action, "approve it: POST /api/v1/images");
+}
+
+/// Settings by which targets are judged.
+fn judged(targets: TargetRule) -> impl FnOnce(Settings) -> Settings {
+    move |settings: Settings| Settings {
+        pushes: PushRules {
+            targets,
+            ..PushRules::default()
+        },
+        ..settings
+    }
 }

@@ -11,11 +11,13 @@ use serde_json::json;
 
 use crate::app::Shared;
 use crate::clock;
+use crate::fleets::{self, Followed};
 use crate::http::auth::bearer;
 use crate::http::extract::{JsonBytes, SMALL_LIMIT, read_document};
 use crate::http::finish::RequestId;
 use crate::http::operator::devices::{check_labels, check_name};
 use crate::http::problem::Refusal;
+use crate::logins;
 use crate::secret::{self, Kind};
 use crate::store::audit::{self, Actor, NewEntry};
 use crate::store::devices::{self, Enrolment};
@@ -94,9 +96,17 @@ pub async fn enrol(
                 if devices::by_token_hash(tx, &hash)? != Some(uuid) {
                     return Err(Refusal::unauthenticated());
                 }
+                // Either of two machines could come with it.
+                if existing
+                    .as_ref()
+                    .is_some_and(|device| device.quarantined_at.is_some())
+                {
+                    return Err(Refusal::quarantined());
+                }
                 (devices::Labels::new(), "device", uuid.to_string())
             };
             let again = existing.is_some();
+            let from = existing.as_ref().and_then(logins::fleet).map(str::to_owned);
             // What operators decided about a known device outlives its enrolment.
             let (name, mut labels) = match existing {
                 Some(device) => (device.name, device.labels),
@@ -127,9 +137,16 @@ pub async fn enrol(
                 name: actor_name,
                 request_id: request_id.0.to_string(),
             };
+            let device = devices::find(tx, uuid)?.ok_or_else(Refusal::internal)?;
+            let mut followed = fleets::moved(tx, &logins, &device, from.as_deref(), &actor, now)?;
             if again {
                 // It may have come back on other hardware.
-                targeting::render_again(tx, &logins, uuid, &actor, now)?;
+                if followed == Followed::Nothing {
+                    followed = fleets::follow(tx, &logins, &device, &actor, now)?;
+                }
+                if !matches!(followed, Followed::Told(_)) {
+                    targeting::render_again(tx, &logins, uuid, &actor, now)?;
+                }
             }
             let about = json!({
                 "name": enrolment.name,

@@ -92,6 +92,9 @@ async fn hold(
             .live
             .get(slot.uuid)
             .ok_or_else(Refusal::unauthenticated)?;
+        if slot.is_quarantined() {
+            return Err(Refusal::quarantined());
+        }
         slot.seen(clock::now());
     }
     Ok(slot)

@@ -11,7 +11,6 @@ use holdfast_proto::problem::FieldError;
 use holdfast_proto::time::Timestamp;
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::tokens::PageParams;
@@ -21,12 +20,11 @@ use crate::http::auth::actor;
 use crate::http::extract::{Params, Strict, cursor, next_cursor, page_size};
 use crate::http::finish::RequestId;
 use crate::http::problem::Refusal;
+use crate::logins::change::{self, By, split};
 use crate::logins::{self, Kind, Plain};
 use crate::secret::Secret;
-use crate::store::audit::{self, NewEntry};
 use crate::store::credentials::{self as stored, New, Stored};
-use crate::store::events::{self, NewEvent};
-use crate::store::{Tx, devices, resolutions};
+use crate::store::devices;
 
 /// Longest user name taken.
 const LONGEST_USERNAME: usize = 256;
@@ -35,7 +33,7 @@ const LONGEST_SECRET: usize = 16 * 1024;
 
 /// A text whose errors do not quote it.
 #[derive(Clone)]
-struct SecretText(Secret);
+pub(super) struct SecretText(pub(super) Secret);
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -132,14 +130,6 @@ fn summary(app: &App, stored: Stored) -> CredentialsSummary {
     }
 }
 
-fn split(scope: &Scope) -> (Option<String>, Option<DeviceId>) {
-    match scope {
-        Scope::Registry => (None, None),
-        Scope::Fleet(name) => (Some(name.clone()), None),
-        Scope::Device(uuid) => (None, Some(*uuid)),
-    }
-}
-
 fn field(pointer: &str, detail: impl Into<String>) -> FieldError {
     FieldError {
         pointer: pointer.to_owned(),
@@ -156,16 +146,34 @@ fn registry(host: &str) -> Result<String, Refusal> {
             "the path's registry must be a host such as registry.example:5000, without scheme and path",
         )
     };
-    let reference: Reference = format!("{host}/any/image")
-        .parse()
-        .map_err(|_| malformed())?;
+    registry_named(host).ok_or_else(malformed)
+}
+
+/// The canonical name of a registry, if the text is a host.
+pub(super) fn registry_named(host: &str) -> Option<String> {
+    let reference: Reference = format!("{host}/any/image").parse().ok()?;
     let repository = reference.repository();
     // A word without a dot or a port is the first part of a path on Docker Hub.
-    if repository.path() == "any/image" && reference.tag().is_none() {
-        Ok(repository.registry().to_owned())
-    } else {
-        Err(malformed())
-    }
+    let is_host = repository.path() == "any/image" && reference.tag().is_none();
+    is_host.then(|| repository.registry().to_owned())
+}
+
+/// What is wrong with a secret, if anything; it is not quoted.
+pub(super) fn fault_of_secret(text: &str) -> Option<String> {
+    let fits =
+        !text.is_empty() && text.len() <= LONGEST_SECRET && !text.chars().any(char::is_control);
+    (!fits).then(|| format!("must have 1 to {LONGEST_SECRET} bytes without control characters"))
+}
+
+/// What is wrong with a user's name, if anything.
+pub(super) fn fault_of_username(name: &str) -> Option<String> {
+    let fits = !name.is_empty()
+        && name.len() <= LONGEST_USERNAME
+        && !name.contains(':')
+        && !name.chars().any(char::is_control);
+    (!fits).then(|| {
+        format!("must have 1 to {LONGEST_USERNAME} bytes without `:` and control characters")
+    })
 }
 
 fn scope(fleet: Option<&str>, device: Option<DeviceId>) -> Result<Scope, FieldError> {
@@ -205,32 +213,17 @@ fn plain(registry: String, new: NewCredentials) -> Result<Plain, Refusal> {
     if let Some((_, other, _)) = given.next() {
         errors.push(field(other, "give one secret only"));
     }
-    let text = secret.expose();
-    if text.is_empty() || text.len() > LONGEST_SECRET || text.chars().any(char::is_control) {
-        errors.push(field(
-            at,
-            format!("must have 1 to {LONGEST_SECRET} bytes without control characters"),
-        ));
-    }
+    errors.extend(fault_of_secret(secret.expose()).map(|fault| field(at, fault)));
     match (&new.username, kind) {
         (None, Kind::Password) => errors.push(field("/username", "is missing beside password")),
         (Some(_), Kind::Identity | Kind::Bearer) => {
             errors.push(field("/username", "goes with a password only"));
         }
-        (Some(name), Kind::Password)
-            if name.is_empty()
-                || name.len() > LONGEST_USERNAME
-                || name.contains(':')
-                || name.chars().any(char::is_control) =>
-        {
-            errors.push(field(
-                "/username",
-                format!(
-                    "must have 1 to {LONGEST_USERNAME} bytes without `:` and control characters"
-                ),
-            ));
+        (Some(name), Kind::Password) => {
+            let fault = fault_of_username(name);
+            errors.extend(fault.map(|fault| field("/username", fault)));
         }
-        (Some(_), Kind::Password) | (None, Kind::Identity | Kind::Bearer) => {}
+        (None, Kind::Identity | Kind::Bearer) => {}
     }
     if !errors.is_empty() {
         return Err(Refusal::invalid(errors));
@@ -243,22 +236,6 @@ fn plain(registry: String, new: NewCredentials) -> Result<Plain, Refusal> {
         secret,
         hand_out: new.hand_out,
     })
-}
-
-/// What the audit log may know of credentials.
-fn about(scope: &Scope, kind: &str, username: Option<&str>, hand_out: bool) -> Value {
-    let (fleet, device) = split(scope);
-    json!({"fleet": fleet, "device": device, "kind": kind, "username": username,
-           "hand_out": hand_out})
-}
-
-fn about_stored(stored: &Stored) -> Value {
-    about(
-        &stored.scope,
-        &stored.kind,
-        stored.username.as_deref(),
-        stored.hand_out,
-    )
 }
 
 /// Sets credentials for a registry, in place of those that the same devices had.
@@ -294,55 +271,17 @@ pub async fn put(
                 }
                 Scope::Registry | Scope::Fleet(_) => None,
             };
-            let before = stored::find(tx, &new.registry, &new.scope)?;
-            stored::put(tx, &new, row, now)?;
-            let entry = NewEntry {
-                action: "registry_credentials.set",
-                subject_kind: "registry",
-                subject: new.registry.clone(),
-                before: before.as_ref().map(about_stored),
-                after: Some(about(
-                    &new.scope,
-                    new.kind,
-                    new.username.as_deref(),
-                    new.hand_out,
-                )),
-            };
-            audit::append(tx, &by, &entry, now)?;
-            changed(
-                tx,
-                "registry.credentials_set",
-                &new.registry,
-                &new.scope,
+            let by = By {
+                actor: &by,
+                names_user: true,
                 now,
-            )?;
+            };
+            change::set(tx, &new, row, by)?;
             stored::find(tx, &new.registry, &new.scope)?.ok_or_else(Refusal::internal)
         })
         .await?;
     app.resolve_soon.notify_one();
     Ok(Json(summary(&app, set)))
-}
-
-/// Records the event, and has everything of the registry asked for again.
-fn changed(
-    tx: &mut Tx<'_>,
-    kind: &str,
-    registry: &str,
-    scope: &Scope,
-    now: Timestamp,
-) -> Result<(), Refusal> {
-    let (fleet, device) = split(scope);
-    let event = NewEvent {
-        kind,
-        device,
-        subject: Some(registry),
-        detail: json!({"fleet": fleet}),
-        delivery: None,
-    };
-    events::record(tx, &event, now)?;
-    resolutions::adopt(tx, Some(registry), now)?;
-    resolutions::hurry_registry(tx, registry, now)?;
-    Ok(())
 }
 
 async fn page(
@@ -410,17 +349,13 @@ pub async fn remove(
     let by = actor(&principal, &request_id);
     app.store
         .transact(move |tx| -> Result<(), Refusal> {
-            let before = stored::find(tx, &registry, &scope)?.ok_or_else(Refusal::not_found)?;
-            stored::remove(tx, &registry, &scope)?;
-            let entry = NewEntry {
-                action: "registry_credentials.remove",
-                subject_kind: "registry",
-                subject: registry.clone(),
-                before: Some(about_stored(&before)),
-                after: None,
+            let by = By {
+                actor: &by,
+                names_user: true,
+                now,
             };
-            audit::append(tx, &by, &entry, now)?;
-            changed(tx, "registry.credentials_removed", &registry, &scope, now)
+            let was_there = change::remove(tx, &registry, &scope, by)?;
+            was_there.then_some(()).ok_or_else(Refusal::not_found)
         })
         .await?;
     app.resolve_soon.notify_one();

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use holdfast_domain::presence::{online_since, presence};
 use holdfast_domain::principal::Principal;
+use holdfast_domain::scope::Scope;
 use holdfast_proto::current::CurrentState;
 use holdfast_proto::image::Platform;
 use holdfast_proto::operator::{DeviceSummary, Page, Presence};
@@ -14,12 +15,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
+use super::image_updates::{Change, ImageUpdatePolicies, ImageUpdatePolicyChange, Owner, Wanted};
 use crate::app::{App, Shared};
 use crate::clock;
+use crate::fleets;
 use crate::http::auth::actor;
 use crate::http::extract::{DevicePath, Params, Strict, cursor, next_cursor, page_size};
 use crate::http::finish::RequestId;
 use crate::http::problem::Refusal;
+use crate::logins;
 use crate::store::audit::{self, NewEntry};
 use crate::store::devices::{self, Device, Filter, Labels};
 use crate::store::events::{self, NewEvent};
@@ -117,24 +121,40 @@ fn summary(app: &App, device: Device, now: Timestamp) -> DeviceSummary {
         update_status: device
             .reported_status
             .and_then(|word| serde_json::from_value(word.into()).ok()),
+        quarantined_at: device.quarantined_at,
     }
+}
+
+/// A device, and what counts for its image updates.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeviceDetail {
+    #[serde(flatten)]
+    summary: DeviceSummary,
+    #[serde(flatten)]
+    policies: ImageUpdatePolicies,
 }
 
 /// Shows one device.
 #[utoipa::path(
     get, path = "/api/v1/devices/{uuid}", tag = "devices",
     params(("uuid" = String, Path, description = "The device")),
-    responses((status = 200, description = "The device", body = DeviceSummary))
+    responses((status = 200, description = "The device", body = DeviceDetail))
 )]
 pub async fn show(
     State(app): State<Shared>,
     DevicePath(uuid): DevicePath,
-) -> Result<Json<DeviceSummary>, Refusal> {
-    let device = app
+) -> Result<Json<DeviceDetail>, Refusal> {
+    let ttl_s = app.resolver.ttl_s();
+    let (device, policies) = app
         .store
-        .read(move |tx| devices::find(tx, uuid)?.ok_or_else(Refusal::not_found))
+        .read(move |tx| -> Result<_, Refusal> {
+            let device = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            let policies = ImageUpdatePolicies::of_device(tx, &device, ttl_s)?;
+            Ok((device, policies))
+        })
         .await?;
-    Ok(Json(summary(&app, device, clock::now())))
+    let summary = summary(&app, device, clock::now());
+    Ok(Json(DeviceDetail { summary, policies }))
 }
 
 /// What an operator may change about a device; what is absent stays.
@@ -147,14 +167,22 @@ pub struct DeviceChange {
     labels: Option<Labels>,
     /// Lets the next enrolment with a valid key replace the device's token; true lasts until then.
     allow_re_enrolment: Option<bool>,
+    /// How its images are updated; counts before what its fleet says, member by member.
+    #[serde(default, rename = "imageUpdatePolicy")]
+    #[schema(value_type = Option<ImageUpdatePolicyChange>)]
+    image_update_policy: Change<ImageUpdatePolicyChange>,
+    /// Whether it is in quarantine; false releases it.
+    quarantined: Option<bool>,
 }
 
-/// Renames or labels a device, or allows it to enrol again.
+/// Renames or labels a device, says how its images are updated, allows it to enrol again, or releases it from quarantine.
+///
+/// The label `fleet` puts it into that fleet, whose release it gets at once unless it has a target of its own.
 #[utoipa::path(
     patch, path = "/api/v1/devices/{uuid}", tag = "devices",
     params(("uuid" = String, Path, description = "The device")),
     request_body = DeviceChange,
-    responses((status = 200, description = "The device as it is now", body = DeviceSummary))
+    responses((status = 200, description = "The device as it is now", body = DeviceDetail))
 )]
 pub async fn change(
     State(app): State<Shared>,
@@ -162,7 +190,7 @@ pub async fn change(
     Extension(request_id): Extension<RequestId>,
     DevicePath(uuid): DevicePath,
     Strict(change): Strict<DeviceChange>,
-) -> Result<Json<DeviceSummary>, Refusal> {
+) -> Result<Json<DeviceDetail>, Refusal> {
     let mut errors = Vec::new();
     if let Some(name) = &change.name {
         errors.extend(check_name("/name", name));
@@ -170,19 +198,34 @@ pub async fn change(
     if let Some(labels) = &change.labels {
         errors.extend(check_labels(labels));
     }
+    let updates = Wanted::read(change.image_update_policy.clone()).unwrap_or_else(|faults| {
+        errors.extend(faults);
+        Wanted::default()
+    });
     if !errors.is_empty() {
         return Err(Refusal::invalid(errors));
     }
     let now = clock::now();
     let by = actor(&principal, &request_id);
+    let logins = app.logins.clone();
     let about = |device: &Device| {
         json!({"name": device.name, "labels": device.labels,
-               "allow_re_enrolment": device.may_re_enrol})
+               "allow_re_enrolment": device.may_re_enrol,
+               "image_update_policy": device.image_updates,
+               "quarantined": device.quarantined_at.is_some()})
     };
-    let device = app
+    let ttl_s = app.resolver.ttl_s();
+    let (device, policies) = app
         .store
-        .transact(move |tx| -> Result<Device, Refusal> {
+        .transact(move |tx| -> Result<_, Refusal> {
             let before = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            let owner = Owner {
+                scope: Scope::Device(uuid),
+                row: Some(before.id),
+                principal: &principal,
+                actor: &by,
+            };
+            updates.store_logins(tx, &logins, &owner, now)?;
             let after = Device {
                 name: change.name.clone().unwrap_or_else(|| before.name.clone()),
                 labels: change
@@ -190,12 +233,24 @@ pub async fn change(
                     .clone()
                     .unwrap_or_else(|| before.labels.clone()),
                 may_re_enrol: change.allow_re_enrolment.unwrap_or(before.may_re_enrol),
+                image_updates: updates.settings(&before.image_updates),
+                quarantined_at: match change.quarantined {
+                    None => before.quarantined_at,
+                    Some(true) => before.quarantined_at.or(Some(now)),
+                    Some(false) => None,
+                },
                 ..before.clone()
             };
             if after == before {
-                return Ok(after);
+                let policies = ImageUpdatePolicies::of_device(tx, &after, ttl_s)?;
+                return Ok((after, policies));
             }
             devices::update(tx, &after)?;
+            if change.quarantined == Some(false) {
+                // Whoever speaks next may be the one that was meant.
+                reports::forget_voices(tx, before.id)?;
+            }
+            tx.announce(uuid)?;
             let entry = NewEntry {
                 action: "device.change",
                 subject_kind: "device",
@@ -212,10 +267,20 @@ pub async fn change(
                 delivery: None,
             };
             events::record(tx, &event, now)?;
-            Ok(after)
+            let from = logins::fleet(&before);
+            fleets::moved(tx, &logins, &after, from, &by, now)?;
+            let after = devices::find(tx, uuid)?.ok_or_else(Refusal::not_found)?;
+            let policies = ImageUpdatePolicies::of_device(tx, &after, ttl_s)?;
+            Ok((after, policies))
         })
         .await?;
-    Ok(Json(summary(&app, device, now)))
+    // It may have another login, or another window.
+    app.resolve_soon.notify_one();
+    app.rollouts_soon.notify_one();
+    // It may have got the release of another fleet.
+    app.live.refresh(&app.store, uuid).await?;
+    let summary = summary(&app, device, now);
+    Ok(Json(DeviceDetail { summary, policies }))
 }
 
 /// Decommissions a device: its token stops working at once.

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::{Extension, Json};
 use holdfast_domain::principal::Principal;
+use holdfast_domain::scope::FLEET_LABEL;
 use holdfast_proto::operator::Page;
 use holdfast_proto::time::Timestamp;
 use http::StatusCode;
@@ -14,8 +15,9 @@ use super::devices::{check_labels, check_name};
 use super::tokens::{PageParams, check_expiry};
 use crate::app::Shared;
 use crate::clock;
+use crate::fleets;
 use crate::http::auth::actor;
-use crate::http::extract::{NumberPath, Params, Strict, cursor, next_cursor, page_size};
+use crate::http::extract::{NumberPath, Params, Strict, cursor, page, page_size};
 use crate::http::finish::RequestId;
 use crate::http::problem::Refusal;
 use crate::secret::{self, Kind};
@@ -132,14 +134,14 @@ pub async fn create(
                 after: Some(about.clone()),
             };
             audit::append(tx, &by, &entry, now)?;
-            let event = NewEvent {
-                kind: "enrolment_key.created",
-                device: None,
-                subject: Some(&id.to_string()),
-                detail: about,
-                delivery: None,
-            };
-            events::record(tx, &event, now)?;
+            events::record(
+                tx,
+                &NewEvent::about("enrolment_key.created", &id.to_string(), about),
+                now,
+            )?;
+            if let Some(name) = stored.labels.get(FLEET_LABEL) {
+                fleets::ensure(tx, name, &by, now)?;
+            }
             Ok(KeySummary {
                 id,
                 name: stored.name.clone(),
@@ -173,9 +175,7 @@ pub async fn list(
         .store
         .read(move |tx| Ok::<_, Refusal>(keys::list(tx, after, size)?))
         .await?;
-    let next_cursor = next_cursor(&found, size, |key| key.id);
-    let items = found.into_iter().map(KeySummary::from).collect();
-    Ok(Json(Page { items, next_cursor }))
+    Ok(Json(page(found, size, |key| key.id)))
 }
 
 /// Revokes an enrolment key at once; devices enrolled with it stay.
@@ -204,14 +204,11 @@ pub async fn revoke(
                 after: None,
             };
             audit::append(tx, &by, &entry, now)?;
-            let event = NewEvent {
-                kind: "enrolment_key.revoked",
-                device: None,
-                subject: Some(&id.to_string()),
-                detail: about,
-                delivery: None,
-            };
-            events::record(tx, &event, now)?;
+            events::record(
+                tx,
+                &NewEvent::about("enrolment_key.revoked", &id.to_string(), about),
+                now,
+            )?;
             Ok(())
         })
         .await?;

@@ -1,7 +1,8 @@
-//! Owns reading what happened: events, and the audit log. Both newest first.
+//! Owns reading what happened: events and the audit log, both newest first, and whether the log is unbroken.
 
 use axum::Json;
 use axum::extract::State;
+use holdfast_domain::chain::{Break, Verdict};
 use holdfast_proto::id::DeviceId;
 use holdfast_proto::operator::Page;
 use holdfast_proto::time::Timestamp;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::app::Shared;
-use crate::http::extract::{Params, cursor, next_cursor, page_size};
+use crate::http::extract::{Params, cursor, next_cursor, page, page_size};
 use crate::http::problem::Refusal;
 use crate::store::{audit as log, events as stored};
 
@@ -48,6 +49,19 @@ pub struct EventEntry {
     at: Timestamp,
 }
 
+impl From<stored::Event> for EventEntry {
+    fn from(event: stored::Event) -> Self {
+        Self {
+            id: event.id,
+            kind: event.kind,
+            device: event.device,
+            subject: event.subject,
+            detail: event.detail,
+            at: event.at,
+        }
+    }
+}
+
 /// Lists events, newest first.
 #[utoipa::path(
     get, path = "/api/v1/events", tag = "history", params(EventParams),
@@ -66,19 +80,7 @@ pub async fn events(
             Ok::<_, Refusal>(stored::list(tx, kind, params.device, before, size)?)
         })
         .await?;
-    let next_cursor = next_cursor(&found, size, |event| event.id);
-    let items = found
-        .into_iter()
-        .map(|event| EventEntry {
-            id: event.id,
-            kind: event.kind,
-            device: event.device,
-            subject: event.subject,
-            detail: event.detail,
-            at: event.at,
-        })
-        .collect();
-    Ok(Json(Page { items, next_cursor }))
+    Ok(Json(page(found, size, |event| event.id)))
 }
 
 /// Which rows of the audit log, and which page of them.
@@ -157,4 +159,88 @@ pub async fn audit(
         })
         .collect();
     Ok(Json(Page { items, next_cursor }))
+}
+
+/// How a row of the audit log is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakKind {
+    /// It is not what was written, or not where it was written.
+    Changed,
+    /// It is not there.
+    Missing,
+    /// Rows up to it were removed, and not by the retention.
+    Beginning,
+}
+
+impl From<Break> for BreakKind {
+    fn from(how: Break) -> Self {
+        match how {
+            Break::Changed => Self::Changed,
+            Break::Missing => Self::Missing,
+            Break::Beginning => Self::Beginning,
+        }
+    }
+}
+
+/// The first row of the audit log that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BrokenRow {
+    /// Number of the row.
+    id: i64,
+    /// How it is broken.
+    how: BreakKind,
+}
+
+/// Whether the audit log is as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AuditVerdict {
+    /// Whether each row follows from the one before it, and none is missing.
+    unbroken: bool,
+    /// How many rows were looked at.
+    rows: u64,
+    /// Number of the newest row; null when a row is broken.
+    last_id: Option<i64>,
+    /// Its hash, which stands for the whole log up to it: note it elsewhere, and a log that was written anew shows.
+    last_hash: Option<String>,
+    /// The first row that is broken.
+    broken: Option<BrokenRow>,
+}
+
+/// Reads the whole audit log and says whether it is as it was written.
+#[utoipa::path(
+    get, path = "/api/v1/audit/verify", tag = "history",
+    responses((status = 200, description = "Whether the log is unbroken", body = AuditVerdict))
+)]
+pub async fn verify(State(app): State<Shared>) -> Result<Json<AuditVerdict>, Refusal> {
+    let Ok(_turn) = app.verifying.try_lock() else {
+        return Err(Refusal::busy());
+    };
+    let (verdict, rows) = app
+        .store
+        .read(|tx| Ok::<_, Refusal>(log::verify(tx)?))
+        .await?;
+    Ok(Json(match verdict {
+        Verdict::Whole(last) => AuditVerdict {
+            unbroken: true,
+            rows,
+            last_id: Some(last.id),
+            last_hash: Some(last.hash),
+            broken: None,
+        },
+        Verdict::Broken(id, how) => {
+            // Also for whoever reads logs elsewhere: the database is not to be trusted now.
+            tracing::error!(audit.id = id, how = ?how, "the audit log is broken");
+            AuditVerdict {
+                unbroken: false,
+                rows,
+                last_id: None,
+                last_hash: None,
+                broken: Some(BrokenRow {
+                    id,
+                    how: how.into(),
+                }),
+            }
+        }
+    }))
 }

@@ -14,7 +14,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::app::Shared;
 use crate::http::auth::actor;
-use crate::http::extract::{DevicePath, JsonBytes, Params, TARGET_LIMIT, read_document};
+use crate::http::extract::{
+    ComposeBytes, DevicePath, JsonBytes, Params, TARGET_LIMIT, read_compose, read_document,
+};
 use crate::http::finish::RequestId;
 use crate::http::problem::Refusal;
 use crate::targeting::{self, NewTarget, Outcome};
@@ -27,6 +29,12 @@ pub struct SetParams {
     /// Refuse (424, nothing stored) instead of storing a reference that has no digest yet.
     #[serde(default)]
     require_digest: bool,
+    /// Set it although an image in it may not run, where the configuration lets people do that; it is written down.
+    #[serde(default)]
+    overrule_approval: bool,
+    /// Resolve its tags anew, also where the device's `imageUpdatePolicy` leaves them as they were pinned.
+    #[serde(default)]
+    resolve_digests: bool,
 }
 
 /// What is known of one reference in a target.
@@ -139,6 +147,37 @@ pub async fn set(
         text,
         input,
         require_digest: params.require_digest,
+        overrules: params.overrule_approval,
+        resolves: params.resolve_digests,
+        actor: actor(&principal, &request_id),
+    };
+    answer(targeting::set(&app, new).await?)
+}
+
+/// Sets a device's target from a Compose file. What a device would not do as Compose does is refused by its place.
+#[utoipa::path(
+    put, path = "/api/v1/devices/{uuid}/compose", tag = "targets",
+    params(("uuid" = String, Path, description = "The device"), SetParams),
+    request_body(content = String, content_type = "application/yaml",
+                 description = "A Compose file, at most 256 KiB"),
+    responses((status = 200, description = "The target as resolved", body = ResolvedTarget))
+)]
+pub async fn compose(
+    State(app): State<Shared>,
+    Extension(principal): Extension<Principal>,
+    Extension(request_id): Extension<RequestId>,
+    DevicePath(uuid): DevicePath,
+    Params(params): Params<SetParams>,
+    ComposeBytes(bytes): ComposeBytes,
+) -> Result<Response, Refusal> {
+    let converted = read_compose(bytes).await?;
+    let new = NewTarget {
+        uuid,
+        text: converted.text,
+        input: converted.input,
+        require_digest: params.require_digest,
+        overrules: params.overrule_approval,
+        resolves: params.resolve_digests,
         actor: actor(&principal, &request_id),
     };
     answer(targeting::set(&app, new).await?)

@@ -14,7 +14,7 @@ use super::devices::check_name;
 use crate::app::Shared;
 use crate::clock;
 use crate::http::auth::actor;
-use crate::http::extract::{NumberPath, Params, Strict, cursor, next_cursor, page_size};
+use crate::http::extract::{NumberPath, Params, Strict, cursor, page, page_size};
 use crate::http::finish::RequestId;
 use crate::http::problem::Refusal;
 use crate::secret::{self, Kind};
@@ -132,14 +132,11 @@ pub async fn create(
                 after: Some(about.clone()),
             };
             audit::append(tx, &by, &entry, now)?;
-            let event = NewEvent {
-                kind: "token.created",
-                device: None,
-                subject: Some(&id.to_string()),
-                detail: about,
-                delivery: None,
-            };
-            events::record(tx, &event, now)?;
+            events::record(
+                tx,
+                &NewEvent::about("token.created", &id.to_string(), about),
+                now,
+            )?;
             Ok(TokenSummary {
                 id,
                 name: new.name.clone(),
@@ -171,9 +168,7 @@ pub async fn list(
         .store
         .read(move |tx| Ok::<_, Refusal>(tokens::list(tx, after, size)?))
         .await?;
-    let next_cursor = next_cursor(&found, size, |token| token.id);
-    let items = found.into_iter().map(TokenSummary::from).collect();
-    Ok(Json(Page { items, next_cursor }))
+    Ok(Json(page(found, size, |token| token.id)))
 }
 
 /// Revokes an operator token at once; the last admin token that works cannot go.
@@ -210,14 +205,11 @@ pub async fn revoke(
                 after: None,
             };
             audit::append(tx, &by, &entry, now)?;
-            let event = NewEvent {
-                kind: "token.revoked",
-                device: None,
-                subject: Some(&id.to_string()),
-                detail: about,
-                delivery: None,
-            };
-            events::record(tx, &event, now)?;
+            events::record(
+                tx,
+                &NewEvent::about("token.revoked", &id.to_string(), about),
+                now,
+            )?;
             Ok(())
         })
         .await?;
