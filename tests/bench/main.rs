@@ -11,10 +11,12 @@ mod handover;
 mod page;
 mod resolution;
 mod rollback;
+mod rollout;
 #[cfg(test)]
 mod sample;
 mod spread;
 mod steady;
+mod transport;
 
 use anyhow::bail;
 
@@ -25,14 +27,18 @@ const OFFLINE_ROLLBACKS: usize = 50;
 const FULL_DISK_ROLLBACKS: usize = 20;
 const RESOLUTIONS: usize = 10;
 const RECONCILES: usize = 1_000;
+const PUSHES: usize = 10;
 
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 9] = [
     ("device", "One device"),
     ("downtime", "Downtime that a client sees"),
     ("handover", "Hand-over"),
     ("resolution", "Resolving"),
     ("rollback", "Rollback"),
+    ("rollout", "From a push to a fleet"),
     ("steady", "A device at rest"),
+    ("stalls", "Pulls that stand still"),
+    ("transport", "Pulls over lines good and bad"),
 ];
 
 #[tokio::main]
@@ -53,6 +59,9 @@ async fn main() -> anyhow::Result<()> {
             "handover" => handover::measure(UPDATES).await?,
             "resolution" => resolution::measure(RESOLUTIONS).await?,
             "rollback" => rollback::measure(OFFLINE_ROLLBACKS, FULL_DISK_ROLLBACKS).await?,
+            "rollout" => rollout::measure(PUSHES).await?,
+            "stalls" => transport::measure_stalls().await?,
+            "transport" => transport::measure().await?,
             _ => steady::measure(RECONCILES).await?,
         };
         page::put(title, part, &text)?;

@@ -1,8 +1,11 @@
 //! A few runs of every measurement, so that none of them rots: what happened is judged, times are not.
 
+use holdfast_tests::tcp_tap::Mode;
+
 use crate::downtime::{App, rounds};
 use crate::rollback::{Trouble, rollbacks};
-use crate::{handover, resolution, steady};
+use crate::transport::{capped, kills, memory, over, speed, stalls};
+use crate::{handover, resolution, rollout, steady};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn swaps_of_all_three_kinds_can_be_measured() -> anyhow::Result<()> {
@@ -49,5 +52,49 @@ async fn a_thousand_services_can_be_resolved_and_measured() -> anyhow::Result<()
     let times = resolution::rounds(1).await?;
     let of = [times.first, times.kept, times.confirmed, times.heads];
     assert_eq!(of.map(|figures| figures.len()), [1; 4]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_that_stand_still_leave_nothing_behind() -> anyhow::Result<()> {
+    let found = stalls(3, 1).await?;
+    assert_eq!((found.ours.len(), found.engines.len()), (3, 1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_bytes_come_twice_over_a_bad_line() -> anyhow::Result<()> {
+    for bytes in [
+        over(Mode::EndsAfter { bytes: 1_000_000 }, 4_000_000).await?,
+        kills(5, 8_000_000).await?,
+    ] {
+        let wasted = bytes.ours.saturating_sub(bytes.image);
+        assert!(wasted * 20 < bytes.image, "{bytes:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_over_a_good_line_can_be_measured() -> anyhow::Result<()> {
+    let (ours, engines) = speed(1, 2_000_000).await?;
+    assert_eq!((ours.len(), engines.len()), (1, 1));
+    assert!(memory(2_000_000).await? > 0);
+    assert!(capped(2_000_000, 2_000_000).await? > 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_to_a_fleet_can_be_measured() -> anyhow::Result<()> {
+    let travels = rollout::pushes(1).await?;
+    let times = [
+        travels.first,
+        travels.last,
+        travels.script_first,
+        travels.script_last,
+    ];
+    let [first, last, script_first, script_last] = times.map(|times| times[0]);
+    assert!(first <= last && script_first <= script_last);
+    let cost = rollout::cost(20).await?;
+    assert!(!cost.processor.is_zero() && cost.rss_kb > 0, "{cost:?}");
     Ok(())
 }

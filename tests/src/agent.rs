@@ -119,6 +119,11 @@ impl Agent {
     pub fn run_under(&mut self, under: &[String]) -> anyhow::Result<()> {
         let run = self.program.args.split_off(self.program.args.len() - 3);
         let mut words = under.to_vec();
+        if !under.is_empty() {
+            // The other program ends with the test; this takes the agent along.
+            let along = ["setpriv", "--pdeathsig", "KILL", "--"];
+            words.extend(along.map(str::to_owned));
+        }
         words.push(self.binary.display().to_string());
         self.program.file = words.remove(0).into();
         words.extend(run);

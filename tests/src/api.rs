@@ -52,6 +52,8 @@ pub struct Options {
     pub settings: Value,
     /// Environment variables.
     pub env: Vec<(String, String)>,
+    /// An admin token that works already: a second replica on one database writes none of its own.
+    pub token: Option<String>,
 }
 
 impl Options {
@@ -81,6 +83,7 @@ pub struct Api {
     port: Port,
     process: Process,
     folder: TempDir,
+    data: PathBuf,
     token: String,
     client: reqwest::Client,
 }
@@ -126,8 +129,10 @@ impl Api {
     pub async fn start_on(port: Port, options: Options) -> anyhow::Result<Self> {
         let file = binaries::api()?;
         let folder = crate::place::temporary("api")?;
-        let data = folder.path().join("data");
-        fs::create_dir(&data)?;
+        // Elsewhere for tests of what becomes of its disk.
+        let elsewhere = options.settings.get("data_dir").and_then(Value::as_str);
+        let data = elsewhere.map_or_else(|| folder.path().join("data"), PathBuf::from);
+        fs::create_dir_all(&data)?;
         let mut config = json!({
             "listen": port.address(), "data_dir": data,
             "log": { "format": "json", "level": "debug" }, "registries": options.registries,
@@ -149,10 +154,15 @@ impl Api {
             port,
             process,
             folder,
+            data: data.clone(),
             token: String::new(),
             client: client(),
         };
         api.ready().await?;
+        if let Some(token) = options.token {
+            api.token = token;
+            return Ok(api);
+        }
         let token = data.join("admin-token");
         let read = fs::read_to_string(&token);
         let read = read.with_context(|| format!("read {}", token.display()))?;
@@ -201,7 +211,7 @@ impl Api {
 
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
     }
 
     /// Its settings file.
@@ -266,6 +276,27 @@ impl Api {
         })
     }
 
+    /// As [`Api::call_as`], again as long as it asks for that: 503, as several that write the same row get.
+    pub async fn call_patiently(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: &Value,
+    ) -> anyhow::Result<Answer> {
+        try_wait_for("an answer that is not 503", READY_WITHIN, async || {
+            let method = method.clone();
+            let answer = self.call_as(Some(token), method, path, &[], Some(body));
+            match answer.await {
+                Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE => {
+                    Err(String::from_utf8_lossy(&answer.body).into_owned())
+                }
+                other => Ok(other),
+            }
+        })
+        .await?
+    }
+
     /// GET as admin.
     pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
         self.call(Method::GET, path, None).await
@@ -287,9 +318,9 @@ impl Api {
     }
 }
 
-/// Runs one of our programs with `--config FILE` to its end.
+/// Runs a command of one of our programs, with `--config FILE` behind it, to its end.
 pub(crate) async fn run(file: &Path, config: &Path, words: &[&str]) -> anyhow::Result<String> {
     let mut command = std::process::Command::new(file);
-    command.arg("--config").arg(config).args(words);
+    command.args(words).arg("--config").arg(config);
     tokio::task::spawn_blocking(move || crate::apt::run(&mut command)).await?
 }

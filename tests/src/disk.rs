@@ -66,6 +66,42 @@ impl Disk {
         self.folder.path().join("root")
     }
 
+    /// What is left after a power cut now: the disk as the kernel has written it, mounted on its own. What nobody
+    /// asked to be written lies in the memory of the file system that goes on here.
+    pub fn after_power_cut(&self) -> anyhow::Result<Self> {
+        apt::require(&["e2fsck", "mount", "umount"])?;
+        let folder = place::temporary("disk")?;
+        let (file, root) = (folder.path().join("file"), folder.path().join("root"));
+        fs::copy(self.folder.path().join("file"), &file)?;
+        fs::create_dir(&root)?;
+        // 0: clean; 1: mended, as a machine does at its next start.
+        let checked = Command::new("e2fsck")
+            .args(["-f", "-y"])
+            .arg(&file)
+            .output()?;
+        let code = checked.status.code();
+        anyhow::ensure!(matches!(code, Some(0 | 1)), "e2fsck: {checked:?}");
+        apt::run(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&file)
+                .arg(&root),
+        )?;
+        Ok(Self { folder })
+    }
+
+    /// Cuts the power: what nobody asked to be written is gone. Programs that had files open on it are dead by then.
+    pub fn lose_power(&self) -> anyhow::Result<()> {
+        let left = self.after_power_cut()?;
+        apt::run(Command::new("umount").arg(left.root()))?;
+        // This writes the rest of its memory, into a file that is replaced at once.
+        apt::run(Command::new("umount").arg(self.root()))?;
+        let file = self.folder.path().join("file");
+        fs::copy(left.folder.path().join("file"), &file)?;
+        let mut mount = Command::new("mount");
+        apt::run(mount.args(["-o", "loop"]).arg(file).arg(self.root())).map(drop)
+    }
+
     /// Makes it read-only at once, as the kernel does after an error, whoever has files open on it.
     pub fn fail(&self) -> anyhow::Result<()> {
         let mut mount = Command::new("mount");
@@ -75,7 +111,9 @@ impl Disk {
     /// Writable again after [`Disk::fail`], for programs that start from now on.
     pub fn mend(&self) -> anyhow::Result<()> {
         let root = self.root();
-        apt::run(Command::new("umount").arg("-l").arg(&root))?;
+        // At once where nobody uses it: while a lazy one ends, two loop devices would write to one file.
+        let at_once = apt::run(Command::new("umount").arg(&root));
+        at_once.or_else(|_| apt::run(Command::new("umount").arg("-l").arg(&root)))?;
         let file = self.folder.path().join("file");
         apt::run(
             Command::new("mount")

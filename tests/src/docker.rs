@@ -126,7 +126,11 @@ impl Docker {
 
     async fn find(&self, path: &str) -> anyhow::Result<Option<Value>> {
         let answer = self.call(Method::GET, path, None).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        // Podman says the latter of a container that goes while it looks at it.
+        let gone = || String::from_utf8_lossy(&answer.body).contains("no such container");
+        if answer.status == StatusCode::NOT_FOUND
+            || (answer.status == StatusCode::INTERNAL_SERVER_ERROR && gone())
+        {
             return Ok(None);
         }
         Ok(Some(answer.good(path)?.json()))

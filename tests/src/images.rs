@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::layers::{self, Layer, sha256};
+use crate::place;
 use crate::registry::Registry;
 
 /// Whose words the manifests use.
@@ -117,16 +118,34 @@ impl Pushed {
     }
 }
 
+/// Bytes that nothing compresses and no other image has (splitmix64).
+pub fn noise(bytes: usize) -> Vec<u8> {
+    let seed = u64::from_str_radix(&place::unique(), 16).unwrap_or(1);
+    let numbers = (1..).map(|n: u64| {
+        let mut z = (n ^ seed.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    });
+    numbers.flat_map(u64::to_le_bytes).take(bytes).collect()
+}
+
+/// The label that says of which repository an image is.
+const OF: &str = "test.repository";
+
 impl Image {
-    /// An OCI image for linux/amd64 under an index, with busybox and nothing to do.
+    /// An OCI image for linux/amd64 under an index, with busybox and nothing to do. A label makes it unlike
+    /// images of other repositories: an engine has equal images once, and tests share one.
     pub fn new(repository: impl Into<String>) -> Self {
+        let repository = repository.into();
+        let labels = json!({ OF: repository });
         Self {
-            repository: repository.into(),
+            repository,
             kind: Kind::Oci,
             platforms: vec!["linux/amd64".to_owned()],
             single: false,
             attested: false,
-            config: json!({ "Env": ["PATH=/bin"], "WorkingDir": "/" }),
+            config: json!({ "Env": ["PATH=/bin"], "WorkingDir": "/", "Labels": labels }),
             annotations: BTreeMap::new(),
             files: BTreeMap::new(),
             only: BTreeMap::new(),

@@ -43,6 +43,57 @@ impl Postgres {
         copy.arg("-a").arg(&template).arg(at.join("cluster"));
         apt::run(&mut copy)?;
         let port = Port::take()?;
+        Self::run_in(folder, port, &postgres, user).await
+    }
+
+    /// A standby of this cluster, on which each commit from now on waits for it.
+    pub async fn standby(&self) -> anyhow::Result<Self> {
+        let programs = apt::require(&["postgres", "pg_basebackup", "setpriv"])?;
+        let [postgres, backup, setpriv] = programs.try_into().ok().context("three programs")?;
+        let user = user()?;
+        let folder = place::temporary("postgres")?;
+        own(folder.path(), user)?;
+        let mut command = match user {
+            Some(user) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]);
+                command.arg(backup);
+                command
+            }
+            None => Command::new(backup),
+        };
+        command
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.number().to_string())
+            .args(["-R", "-c", "fast", "--no-sync", "-D"])
+            .arg(folder.path().join("cluster"))
+            .current_dir(folder.path());
+        apt::run(&mut command)?;
+        let standby = Self::run_in(folder, Port::take()?, &postgres, user).await?;
+        // What the command line says of commits counts for roles that say nothing.
+        for sql in [
+            "alter system set synchronous_standby_names = '*'",
+            "alter role postgres set synchronous_commit = 'on'",
+            "select pg_reload_conf()",
+        ] {
+            self.run("postgres", sql).await?;
+        }
+        let in_step = "select 1 from pg_stat_replication where sync_state = 'sync'";
+        try_wait_for("the standby to be in step", STARTS_WITHIN, async || {
+            let found = self.run("postgres", in_step).await.unwrap_or_default();
+            !found.is_empty()
+        })
+        .await?;
+        Ok(standby)
+    }
+
+    async fn run_in(
+        folder: TempDir,
+        port: Port,
+        postgres: &Path,
+        user: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let at = folder.path();
         let mut args = vec!["-D".to_owned(), at.join("cluster").display().to_string()];
         let settings = [
             format!("port={}", port.number()),

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::api::client;
 use crate::apt;
+use crate::images::Pushed;
 use crate::place::Port;
 use crate::process::{Process, Program};
 use crate::token_server::{ISSUER, SERVICE, TokenPolicy, TokenServer};
@@ -331,6 +333,27 @@ impl Registry {
             .iter()
             .filter_map(|line| access(line))
             .collect()
+    }
+
+    /// The digest of an image's largest layer.
+    pub async fn largest_layer(&self, image: &Pushed) -> anyhow::Result<String> {
+        let manifest = &image.child("linux/amd64").manifest_digest;
+        let manifest = self.manifest(&image.repository, manifest, ACCEPT_ALL);
+        let manifest: Value = manifest.await?.json().await?;
+        let layers = manifest["layers"].as_array().context("it has layers")?;
+        let largest = layers.iter().max_by_key(|layer| layer["size"].as_u64());
+        let digest = largest.and_then(|layer| layer["digest"].as_str());
+        digest.map(str::to_owned).context("a layer has a digest")
+    }
+
+    /// How often it was asked for the bytes of a blob.
+    pub fn gave(&self, blob: &str) -> usize {
+        let end = format!("/blobs/{blob}");
+        let requests = self.requests();
+        let of_blob = requests
+            .iter()
+            .filter(|asked| asked.method == "GET" && asked.path.ends_with(&end));
+        of_blob.count()
     }
 
     /// The program itself, for its log or to kill it.

@@ -12,9 +12,6 @@ use crate::site::{CONVERGES_WITHIN, Device, Site, page, service, target, wait_fo
 use crate::wait::{try_wait_for, wait_for};
 use crate::{api, place, registry};
 
-/// Makes an image unlike that of any other test: the engine is shared, and has equal images once.
-const OF: &str = "test.repository";
-
 /// A site and its one device.
 #[derive(Debug)]
 pub struct Serving {
@@ -59,7 +56,7 @@ impl Serving {
         adjust: impl FnOnce(agent::Options) -> agent::Options,
     ) -> anyhow::Result<Self> {
         let repository = format!("web-{}", place::unique());
-        let one = Image::healthy_web(&repository, "one").label(OF, &repository);
+        let one = Image::healthy_web(&repository, "one");
         let one = one.push(&site.registry, "one").await?;
         let mut device = site.device_at(api, adjust).await?;
         let port = device.port()?;
@@ -82,9 +79,8 @@ impl Serving {
         self.push(image, version).await
     }
 
-    /// Pushes an image of the service's repository, unlike that of any other test.
+    /// Pushes an image of the service's repository.
     pub async fn push(&self, image: Image, tag: &str) -> anyhow::Result<Pushed> {
-        let image = image.label(OF, &self.repository);
         image.push(&self.site.registry, tag).await
     }
 

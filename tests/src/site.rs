@@ -121,7 +121,17 @@ impl Site {
         api: String,
         adjust: impl FnOnce(agent::Options) -> agent::Options,
     ) -> anyhow::Result<Device> {
-        let tap = EngineTap::start(self.engine.socket())?;
+        self.device_on(&self.engine, api, adjust).await
+    }
+
+    /// As [`Site::device_at`], with an engine of its own, which must outlive it.
+    pub async fn device_on(
+        &self,
+        engine: &Engine,
+        api: String,
+        adjust: impl FnOnce(agent::Options) -> agent::Options,
+    ) -> anyhow::Result<Device> {
+        let tap = EngineTap::start(engine.socket())?;
         let options = adjust(agent::Options::new(api, &tap.socket()));
         let agent = Agent::enrol(options, &self.enrolment_key().await?).await?;
         let file = agent.state().join("enrolment.json");
@@ -137,7 +147,7 @@ impl Site {
             token: text("token")?,
             agent,
             tap,
-            docker: self.engine.docker().clone(),
+            docker: engine.docker().clone(),
             reached: 0,
         })
     }

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::place;
 use crate::process::kill9;
 use crate::wait::try_wait_for;
 
@@ -335,7 +336,16 @@ async fn pass(
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection.with_upgrades());
+    // Two engines that choose a subnet at the same moment choose the same, and one of them is cut off: each
+    // looks at the routes before the other has made its own.
+    let makes_network = call.method == Method::POST && call.path == "/networks/create";
+    let turn = if makes_network {
+        Some(tokio::task::spawn_blocking(|| place::lock("networks")).await??)
+    } else {
+        None
+    };
     let mut response = sender.send_request(request).await?;
+    drop(turn);
     call.status = Some(response.status());
     if let Some(entry) = guard(&state.calls).get_mut(at) {
         entry.status = call.status;

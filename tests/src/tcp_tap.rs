@@ -27,6 +27,16 @@ pub enum Mode {
         /// Bytes per second.
         bytes_per_second: u64,
     },
+    /// Every connection ends when so many bytes came over it to the client.
+    EndsAfter {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A connection whose client says this is kept and never answered, whatever comes later.
+    Mute {
+        /// What it says.
+        words: &'static str,
+    },
 }
 
 /// The forwarder; dropping it ends it and its connections.
@@ -43,6 +53,7 @@ struct Counts {
     connections: AtomicUsize,
     up_bytes: AtomicU64,
     down_bytes: AtomicU64,
+    muted: AtomicUsize,
 }
 
 impl TcpTap {
@@ -91,6 +102,11 @@ impl TcpTap {
         self.counts.connections.load(Ordering::SeqCst)
     }
 
+    /// How many connections were muted so far.
+    pub fn muted(&self) -> usize {
+        self.counts.muted.load(Ordering::SeqCst)
+    }
+
     /// Bytes moved so far: from the client, and to it.
     pub fn bytes(&self) -> (u64, u64) {
         (
@@ -123,12 +139,28 @@ async fn connection(
         let Ok(server) = TcpStream::connect(&*to).await else {
             return;
         };
+        // What is counted as moved must not lie here: loopback's segments are large, and a part of one waits
+        // for the receipt of the last (RFC 896).
+        if client.set_nodelay(true).is_err() || server.set_nodelay(true).is_err() {
+            return;
+        }
         let (client_out, client_in) = client.into_split();
         let (server_out, server_in) = server.into_split();
-        tokio::join!(
-            flow(client_out, server_in, mode.clone(), &counts.up_bytes),
-            flow(server_out, client_in, mode.clone(), &counts.down_bytes),
+        let (up_bytes, down_bytes) = (&counts.up_bytes, &counts.down_bytes);
+        let up = flow(client_out, server_in, mode.clone(), up_bytes, &counts.muted);
+        let down = flow(
+            server_out,
+            client_in,
+            mode.clone(),
+            down_bytes,
+            &counts.muted,
         );
+        tokio::pin!(up, down);
+        // A quiet end of one direction leaves the other; anything else ends both.
+        tokio::select! {
+            over = &mut up => if !over { down.await; },
+            over = &mut down => if !over { up.await; },
+        }
     };
     tokio::select! {
         () = forward => {}
@@ -136,39 +168,59 @@ async fn connection(
     }
 }
 
+/// Moves bytes until there are no more; tells whether the connection is to end at once.
 async fn flow(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut mode: watch::Receiver<Mode>,
     count: &AtomicU64,
-) {
+    muted: &AtomicUsize,
+) -> bool {
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut moved = 0;
     loop {
         let Ok(read) = from.read(&mut chunk).await else {
-            return;
+            return true;
         };
         if read == 0 {
             // An error means that the other side is gone already.
             let _ = to.shutdown().await;
-            return;
+            return false;
         }
         let Ok(now) = mode
             .wait_for(|mode| *mode != Mode::Stall)
             .await
             .map(|mode| *mode)
         else {
-            return;
+            return true;
         };
-        if to.write_all(&chunk[..read]).await.is_err() {
-            return;
-        }
-        count.fetch_add(read as u64, Ordering::SeqCst);
+        let mut some = read as u64;
         match now {
+            Mode::EndsAfter { bytes } => some = some.min(bytes.saturating_sub(moved)),
+            Mode::Mute { words } if says(&chunk[..read], words) => {
+                muted.fetch_add(1, Ordering::SeqCst);
+                return std::future::pending().await;
+            }
+            Mode::Open | Mode::Cut | Mode::Stall | Mode::Slow { .. } | Mode::Mute { .. } => {}
+        }
+        let bytes = &chunk[..usize::try_from(some).unwrap_or(read)];
+        if to.write_all(bytes).await.is_err() {
+            return true;
+        }
+        moved += some;
+        count.fetch_add(some, Ordering::SeqCst);
+        match now {
+            Mode::EndsAfter { bytes } if moved >= bytes => return true,
             Mode::Slow { bytes_per_second } => {
                 let pause = read as u64 * 1_000_000 / bytes_per_second.max(1);
                 tokio::time::sleep(Duration::from_micros(pause)).await;
             }
-            Mode::Open | Mode::Cut | Mode::Stall => {}
+            Mode::Open | Mode::Cut | Mode::Stall | Mode::EndsAfter { .. } | Mode::Mute { .. } => {}
         }
     }
+}
+
+fn says(bytes: &[u8], words: &str) -> bool {
+    let words = words.as_bytes();
+    bytes.windows(words.len()).any(|window| window == words)
 }

@@ -2,10 +2,13 @@
 //!
 //! What else proves a row is named in `docs/faults.md`: the journeys of `swap.rs` and the crash matrix.
 
+use holdfast_tests::api::Options;
+use holdfast_tests::disk::{Disk, SmallDisk};
 use holdfast_tests::engine::{Engine, Private};
 use holdfast_tests::images::{Image, Pushed};
+use holdfast_tests::registry::Login;
 use holdfast_tests::serving::{Serving, id, life};
-use holdfast_tests::site::{CONVERGES_WITHIN, service, target};
+use holdfast_tests::site::{CONVERGES_WITHIN, Site, service, target};
 use holdfast_tests::tap::{Action, Rule, When};
 use holdfast_tests::wait::wait_for;
 use http::StatusCode;
@@ -99,6 +102,49 @@ async fn a05_after_a_power_cut_between_stop_and_start_the_device_serves_again() 
     serving.serves("two").await;
     let running = serving.only_container().await?;
     assert_eq!(running["Image"], two.child("linux/amd64").config_digest);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a07_after_a_power_cut_that_loses_what_was_not_synced_the_update_ends() -> anyhow::Result<()>
+{
+    let disk = Disk::mount(SmallDisk::of(32 << 20))?;
+    let state = disk.root().join("state");
+    let engine = Engine::private().await?;
+    let site = Site::on(engine, Options::default(), Login::Open, None).await?;
+    let mut serving = Serving::at(site, |mut options| {
+        options.state = Some(state);
+        options
+    })
+    .await?;
+    let moments = [
+        ("two", "POST /containers/create"),
+        ("three", "POST /containers/*/stop"),
+        ("four", "POST /containers/*/start"),
+    ];
+    for (version, moment) in moments {
+        let image = serving.good(version).await?;
+        let at = Rule::on(moment).when(When::AfterResponse);
+        let held = serving.device.tap.arm(at.then(Action::Stall));
+        let generation = serving.set(&image).await?;
+        held.wait(CONVERGES_WITHIN).await?;
+        let forgotten = disk.root().join("nobody-synced-this");
+        std::fs::write(&forgotten, "x".repeat(4_096))?;
+        serving.device.agent.kill9();
+        serving.site.engine.power_cut().await?;
+        serving.device.tap.release();
+        disk.lose_power()?;
+        // Else nothing was cut.
+        let there = std::fs::read(&forgotten).unwrap_or_default();
+        assert!(!there.starts_with(b"x"), "the disk forgets nothing");
+        serving.site.engine.start().await?;
+        serving.device.agent.run()?;
+        serving.serves(version).await;
+        let running = serving.only_container().await?;
+        let wanted = &image.child("linux/amd64").config_digest;
+        assert_eq!(running["Image"], *wanted, "{moment}");
+        serving.reports(&generation, "converged").await;
+    }
     Ok(())
 }
 

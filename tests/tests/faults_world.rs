@@ -18,11 +18,14 @@ use holdfast_tests::site::{CONVERGES_WITHIN, Site, service, target};
 use holdfast_tests::tap::{Rule, When};
 use holdfast_tests::tcp_tap::{Mode, TcpTap};
 use holdfast_tests::wait::wait_for;
-use http::{Method, Response};
+use http::header::HeaderValue;
+use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 /// What a client gets instead of an honest answer.
 type Fault = fn(&Asked, Response<Bytes>) -> Response<Bytes>;
+/// A version, what is wrong with its registry, and a word of what the device says of it.
+type Case = (&'static str, Fault, &'static str);
 type BoxedFault = Box<dyn Fn(&Asked, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
 /// A site whose device may be told to use a second registry, which is reached through a tap.
@@ -47,13 +50,15 @@ fn through(host: &str, image: &Pushed, port: u16) -> Value {
 
 /// Pulls through a registry that answers wrongly, one way after the other; what runs is never touched,
 /// and each time the update succeeds once the registry is well.
-async fn outlives(faults: &[(&str, Fault)]) -> anyhow::Result<()> {
+async fn outlives(faults: &[Case]) -> anyhow::Result<()> {
     let second = Registry::open().await?;
     let tap = HttpTap::start(second.host()).await?;
     let mut serving = with_second_registry(&tap.address()).await?;
     let mut page = "one".to_owned();
-    for (version, fault) in faults {
+    for (version, fault, reason) in faults {
+        // A layer that no engine has yet.
         let image = Image::healthy_web(&serving.repository, version)
+            .file("only-here", place::unique())
             .push(&second, version)
             .await?;
         let before = serving.device.running("web").await?;
@@ -64,7 +69,7 @@ async fn outlives(faults: &[(&str, Fault)]) -> anyhow::Result<()> {
         tap.alter(*fault);
         tap.forget();
         serving.device.agent.run()?;
-        serving.says(&["pull_failed"]).await;
+        serving.says(&["pull_failed", reason]).await;
         let after = serving.device.running("web").await?;
         assert_eq!(life(&before), life(&after), "{version}");
         assert_eq!(serving.page().await.as_ref(), Ok(&page), "{version}");
@@ -85,20 +90,28 @@ fn is_pull(asked: &Asked) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a45_a_registry_that_refuses_costs_nothing_that_runs() -> anyhow::Result<()> {
     outlives(&[
-        ("after-500", |_, _| reply(500, &[], "broken")),
-        ("after-404", |asked, honest| {
-            if is_pull(asked) {
-                reply(404, &[], "")
-            } else {
-                honest
-            }
-        }),
-        ("after-401", |_, _| {
-            reply(401, &[("www-authenticate", "Basic realm=\"nobody\"")], "")
-        }),
-        ("after-429", |_, _| {
-            reply(429, &[("retry-after", "2")], "slow down")
-        }),
+        ("after-500", |_, _| reply(500, &[], "broken"), "500"),
+        (
+            "after-404",
+            |asked, honest| {
+                if is_pull(asked) {
+                    reply(404, &[], "")
+                } else {
+                    honest
+                }
+            },
+            "404",
+        ),
+        (
+            "after-401",
+            |_, _| reply(401, &[("www-authenticate", "Basic realm=\"nobody\"")], ""),
+            "401",
+        ),
+        (
+            "after-429",
+            |_, _| reply(429, &[("retry-after", "2")], "slow down"),
+            "429",
+        ),
     ])
     .await
 }
@@ -114,20 +127,90 @@ fn spoil(asked: &Asked, honest: Response<Bytes>, spoilt: fn(&Bytes) -> Bytes) ->
     }
 }
 
+/// Without a length: it could go on for ever, or end at any time.
+fn chunked(mut answer: Response<Bytes>) -> Response<Bytes> {
+    let headers = answer.headers_mut();
+    headers.remove("content-length");
+    headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
+    answer
+}
+
+fn flip(body: &Bytes) -> Bytes {
+    let mut body = body.to_vec();
+    let middle = body.len() / 2;
+    body[middle] ^= 0xff;
+    body.into()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a46_layers_that_are_cut_short_or_altered_are_never_used() -> anyhow::Result<()> {
     outlives(&[
-        ("after-truncation", |asked, honest| {
-            spoil(asked, honest, |body| body.slice(..body.len() / 2))
-        }),
-        ("after-corruption", |asked, honest| {
-            spoil(asked, honest, |body| {
-                let mut body = body.to_vec();
-                let middle = body.len() / 2;
-                body[middle] ^= 0xff;
-                body.into()
-            })
-        }),
+        (
+            "after-truncation",
+            |asked, honest| {
+                // What is asked for after it broke off does not come either.
+                let is_rest = honest.status() == StatusCode::PARTIAL_CONTENT;
+                let cut = spoil(asked, honest, |body| body.slice(..body.len() / 2));
+                chunked(if is_rest {
+                    cut.map(|_| Bytes::new())
+                } else {
+                    cut
+                })
+            },
+            "ended at byte",
+        ),
+        (
+            "after-corruption",
+            |asked, honest| spoil(asked, honest, flip),
+            "hashes to",
+        ),
+        (
+            "after-too-much",
+            |asked, honest| {
+                let twice = |body: &Bytes| [&body[..], &body[..]].concat().into();
+                chunked(spoil(asked, honest, twice))
+            },
+            "more of it than its manifest says",
+        ),
+    ])
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a46_documents_that_are_not_what_was_pinned_are_never_used() -> anyhow::Result<()> {
+    fn document(asked: &Asked, honest: Response<Bytes>, fault: Fault) -> Response<Bytes> {
+        if asked.path.contains("/manifests/sha256:") {
+            fault(asked, honest)
+        } else {
+            honest
+        }
+    }
+    outlives(&[
+        (
+            "after-swap",
+            |asked, honest| document(asked, honest, |_, honest| honest.map(|body| flip(&body))),
+            "hashes to",
+        ),
+        (
+            "after-wrong-type",
+            |asked, honest| {
+                document(asked, honest, |_, mut honest| {
+                    let other = "application/vnd.docker.distribution.manifest.v2+json";
+                    let headers = honest.headers_mut();
+                    headers.insert("content-type", HeaderValue::from_static(other));
+                    honest
+                })
+            },
+            "calls itself",
+        ),
+        (
+            "after-portal",
+            |_, _| {
+                let html = [("content-type", "text/html")];
+                reply(200, &html, "<html>Log in to the network first</html>")
+            },
+            "answers with a web page",
+        ),
     ])
     .await
 }

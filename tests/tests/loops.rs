@@ -182,7 +182,8 @@ async fn stored<'a>(device: &Device, releases: &'a [&'a Release]) -> Vec<&'a str
     let images = device.engine.images().await.unwrap();
     let there = |release: &&&Release| {
         let mut images = images.iter();
-        images.any(|image| image.digests.contains(&release.pinned()))
+        // By its content: names come and go.
+        images.any(|image| image.id == release.config().0.to_string())
     };
     let there = releases.iter().filter(there);
     there.map(|release| release.name.as_str()).collect()

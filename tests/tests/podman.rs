@@ -3,7 +3,7 @@
 mod adapter;
 
 use adapter::{Adapter, key, service};
-use holdfast_agent::engine::{Engine as _, NewNetwork};
+use holdfast_agent::engine::{Engine as _, Fetch, NewNetwork};
 use holdfast_agent::secrets;
 use holdfast_plan::{Amounts, ContainerState};
 use holdfast_proto::spec::RestartPolicy;
@@ -58,8 +58,23 @@ async fn an_update_passes_and_a_bad_one_is_rolled_back_on_podman() -> anyhow::Re
     })
     .await;
 
+    // It came from the agent, over loopback, and no name says so any more.
+    let log = std::fs::read_to_string(device.agent.process()?.log_file())?;
+    assert!(!log.contains("the engine fetches by itself"), "{log}");
+    let pinned = two.child("linux/amd64").config_digest.clone();
+    let found = podman.docker().image(&pinned).await?.expect("it is there");
+    let names = found["RepoTags"].as_array().expect("a list");
+    let is_transit = |name: &Value| {
+        let name = name.as_str().unwrap_or_default();
+        holdfast_plan::is_transit_name(name) || name.starts_with("127.0.0.1:")
+    };
+    assert!(
+        !names.is_empty() && !names.iter().any(is_transit),
+        "{found}"
+    );
+
     // Podman itself would not: the agent starts what ends.
-    let running = device.running("web").await?;
+    let running = device.wait_running("web").await?;
     assert_eq!(running["HostConfig"]["RestartPolicy"]["Name"], "no");
     let id = running["Id"].as_str().unwrap_or_default().to_owned();
     podman.docker().kill(&id).await?;
@@ -103,9 +118,15 @@ async fn the_adapters_calls_mean_the_same_on_podman() -> anyhow::Result<()> {
     let repository = format!("web-{}", place::unique());
     let image = Image::web(&repository, "one").push(&registry, "1").await?;
     let child = image.child("linux/amd64");
-    engine
-        .pull(&image.pinned(), &info.platform, None, 20_000)
-        .await?;
+    let pinned = image.pinned();
+    let fetch = Fetch {
+        pinned: &pinned,
+        from: &pinned,
+        platform: &info.platform,
+        auth: None,
+        no_progress_ms: 20_000,
+    };
+    engine.pull(&fetch).await?;
     let found = engine.image(&image.pinned()).await?.expect("pulled");
     assert_eq!(found.ids[0].to_string(), child.config_digest);
     assert_eq!(found.platform, info.platform);

@@ -222,6 +222,11 @@ async fn a_private_repository_is_read_with_the_logins_of_whoever_asks() -> anyho
     let output = machine.scan(&[], &[("DOCKER_CONFIG", &config)]).await?;
     let talk = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(talk.contains("no logins"), "{talk}");
+    // A damaged file takes nothing from the login beside it.
+    let mut beside = environment(PASSWORD).to_vec();
+    beside.push(("DOCKER_CONFIG", config.as_str()));
+    let report = machine.report(&name, &beside).await?;
+    assert_eq!(report["hasUpdate"], false, "{report}");
     Ok(())
 }
 
@@ -251,8 +256,10 @@ async fn what_an_image_was_pulled_by_is_read_by_repository() -> anyhow::Result<(
     let mut machine = Machine::new(Engine::shared().await?)?;
     let (one, other) = (unique("one"), unique("other"));
     // The same content twice: one image to the engine, with a digest for each repository.
-    let content =
-        |repository: &str, version| image(repository, version).label("scan.test", one.as_str());
+    let content = |repository: &str, version| {
+        let image = image(repository, version).label("scan.test", one.as_str());
+        image.label("test.repository", one.as_str())
+    };
     let first = content(&one, "1").push(&registry, "1").await?;
     let second = content(&other, "1").push(&registry, "1").await?;
     let from_one = machine.pull_and_run(&first.reference()).await?;

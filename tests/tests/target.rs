@@ -98,7 +98,8 @@ async fn the_body_of_the_contract_becomes_a_running_pinned_container() -> anyhow
         .await;
     let running = device.running("nginx").await?;
     assert_eq!(running["Image"], child.config_digest);
-    assert_eq!(running["Config"]["Image"], pushed.pinned());
+    let label = &running["Config"]["Labels"]["io.holdfast.image"];
+    assert_eq!(*label, pushed.pinned());
     assert_eq!(running["HostConfig"]["RestartPolicy"]["Name"], "always");
 
     let poll = format!("/devices/{}/state", device.uuid);

@@ -278,8 +278,6 @@ impl Lane {
         for expression in traced.iter().map(String::as_str).chain([expression]) {
             words.extend(["-e", expression]);
         }
-        // The tracer dies with this process; this takes the agent along.
-        words.extend(["setpriv", "--pdeathsig", "KILL", "--"]);
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         self.device.agent.run_under(&words)
     }

@@ -134,4 +134,6 @@ impl Outside for FakeSide<'_> {
         }
         Ok(())
     }
+
+    async fn ready_to_stop(&self, _id: &str) {}
 }

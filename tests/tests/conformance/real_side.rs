@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use holdfast_agent::engine::docker::DockerEngine;
@@ -20,6 +21,7 @@ use holdfast_tests::engine::Engine;
 use holdfast_tests::images::{Image, Pushed};
 use holdfast_tests::place::Port;
 use holdfast_tests::registry::Registry;
+use holdfast_tests::wait::LOOK_AGAIN;
 use http::Method;
 use serde_json::json;
 
@@ -34,7 +36,7 @@ pub(crate) struct Scene {
 
 /// Every image of the script.
 fn images() -> Vec<(&'static str, Image)> {
-    let check = |words: serde_json::Value| json!({ "Test": words, "Interval": 100_000_000, "Timeout": 1_000_000_000, "Retries": 2 });
+    let check = |words: serde_json::Value| json!({ "Test": words, "Interval": 100_000_000, "Timeout": 60_000_000_000_i64, "Retries": 2 });
     let idle = |name: &str| Image::idle(name, name);
     let stubborn = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
     vec![
@@ -244,6 +246,39 @@ impl Outside for RealSide<'_> {
             other => anyhow::bail!("the real side cannot {other:?}"),
         }
     }
+
+    async fn ready_to_stop(&self, id: &str) {
+        let end = tokio::time::Instant::now() + READY_WITHIN;
+        while tokio::time::Instant::now() < end {
+            // An engine that does not answer is what the script is about then.
+            let Ok(Some(found)) = self.docker().container(id).await else {
+                return;
+            };
+            let pid = found["State"]["Pid"].as_i64().unwrap_or_default();
+            let is_sandbox = found["Path"] == "/pause"; // It ends by SIGKILL.
+            if is_sandbox || pid == 0 || minds_sigterm(pid) {
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// By then a shell has read its first line; whatever never minds SIGTERM costs no more than this.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Whether a process catches, ignores or waits for SIGTERM, or is gone (proc(5), `SigCgt`).
+fn minds_sigterm(pid: i64) -> bool {
+    const SIGTERM: u64 = 1 << (15 - 1);
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return true;
+    };
+    let masks = status.lines().filter_map(|line| {
+        let (name, mask) = line.split_once(':')?;
+        let asked = matches!(name, "SigBlk" | "SigIgn" | "SigCgt");
+        asked.then(|| u64::from_str_radix(mask.trim(), 16).ok())?
+    });
+    masks.into_iter().any(|mask| mask & SIGTERM != 0)
 }
 
 /// The file that takes the rest of the disk.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_agent::engine::{
-    Engine, EngineContainer, EngineError, NewContainer, NewNetwork, NewSandbox,
+    Engine, EngineContainer, EngineError, Fetch, NewContainer, NewNetwork, NewSandbox,
 };
 use holdfast_plan::{Amounts, ContainerState, NetworkKey, SandboxSpec};
 use holdfast_proto::id::{DeviceId, ServiceKey};
@@ -17,8 +17,11 @@ use serde_json::json;
 const WAITS_AT_MOST: Duration = Duration::from_mins(1);
 /// How often a wait looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A pull that stands still is given up after so long.
-const NO_PROGRESS_MS: u64 = 1_500;
+/// A pull that stands still is given up after so long: no pull of the script does, however busy
+/// the machine's disk is.
+const NO_PROGRESS_MS: u64 = 30_000;
+/// A program inside a container ends by then, for the same reason.
+const EXEC_MS: u64 = 60_000;
 
 /// One line of the script and what the engine made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +44,10 @@ pub(crate) struct Cast {
 pub(crate) trait Outside {
     /// Does it; `id` gives the engine's id of a container of the script.
     async fn act(&self, words: &[&str], id: &dyn Fn(&str) -> String) -> anyhow::Result<()>;
+
+    /// Waits until a container's process, if it has one, knows what it does on SIGTERM: a shell that
+    /// is stopped before it reached its `trap` would be killed after the grace instead.
+    async fn ready_to_stop(&self, id: &str);
 }
 
 pub(crate) struct Play<'a, E, O> {
@@ -124,7 +131,11 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             ["create", name, image, how @ ..] => self.create(name, image, how).await,
             ["sandbox", name, how @ ..] => self.sandbox(name, how).await,
             ["start", name] => done(engine.start(&self.id(name)).await),
-            ["stop", name] => done(engine.stop(&self.id(name)).await),
+            ["stop", name] => {
+                let id = self.id(name);
+                self.outside.ready_to_stop(&id).await;
+                done(engine.stop(&id).await)
+            }
             ["unpause", name] => done(engine.unpause(&self.id(name)).await),
             ["remove", name] => done(engine.remove(&self.id(name)).await),
             ["policy", name, policy] => {
@@ -162,7 +173,14 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             ["pull", image] => {
                 let pinned = self.cast.image(image);
                 let platform = holdfast_proto::image::Platform::new("linux", "amd64", None);
-                done(engine.pull(&pinned, &platform, None, NO_PROGRESS_MS).await)
+                let fetch = Fetch {
+                    pinned: &pinned,
+                    from: &pinned,
+                    platform: &platform,
+                    auth: None,
+                    no_progress_ms: NO_PROGRESS_MS,
+                };
+                done(engine.pull(&fetch).await)
             }
             ["image", image] => {
                 let found = engine.image(&self.cast.image(image)).await;
@@ -185,7 +203,7 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
             ["remove-image", image] => done(engine.remove_image(&self.cast.image(image)).await),
             ["exec", name, program @ ..] => {
                 let program: Vec<String> = program.iter().map(ToString::to_string).collect();
-                let ran = engine.exec(&self.id(name), &program, 10_000).await;
+                let ran = engine.exec(&self.id(name), &program, EXEC_MS).await;
                 said(ran.map(|ran| format!("{:?}", ran.exit_code)))
             }
             _ => panic!("no such call: {words:?}"),

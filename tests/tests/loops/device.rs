@@ -338,6 +338,7 @@ impl Device {
             files: &files,
             reserve: &reserve,
             logins: &NoLogins,
+            transport: None,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,

@@ -114,7 +114,7 @@ async fn what_one_may_see_is_not_told_to_another() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_failure_is_not_asked_for_again_at_once() -> anyhow::Result<()> {
+async fn c37_a_failure_is_not_asked_for_again_at_once() -> anyhow::Result<()> {
     let registry = Registry::open().await?;
     let missing = reference(&format!("{}/missing:1", registry.host()));
     let client = client_with(|settings| settings.cache_ttl = TTL);

@@ -34,7 +34,7 @@ fn index_of(digest: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_fault_has_its_own_name() -> anyhow::Result<()> {
+async fn c38_every_lie_has_its_own_name() -> anyhow::Result<()> {
     let of_type =
         |media_type: &str, body: &str| Reply::whole(200, &[("content-type", media_type)], body);
     let (good, _, _) = manifest();
@@ -74,7 +74,7 @@ async fn every_fault_has_its_own_name() -> anyhow::Result<()> {
         ),
         ("unreachable", Reply::Bytes(Vec::new())),
         ("digest_mismatch", Reply::whole(200, &announced, &good)),
-        ("bad_manifest", of_type("text/html", "<html>log in</html>")),
+        ("web_page", of_type("text/html", "<html>log in</html>")),
         ("bad_manifest", of_type(MANIFEST, "<html>log in</html>")),
         ("bad_manifest", of_type(INDEX, &good)),
         ("bad_manifest", of_type(MANIFEST, &json_depth)),
@@ -122,7 +122,7 @@ async fn every_fault_has_its_own_name() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compressed_bomb_counts_by_what_it_becomes() -> anyhow::Result<()> {
+async fn c38_a_compressed_bomb_counts_by_what_it_becomes() -> anyhow::Result<()> {
     use std::io::Write as _;
     let mut coder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     coder.write_all(&vec![b' '; 64 << 20])?;
@@ -134,7 +134,7 @@ async fn a_compressed_bomb_counts_by_what_it_becomes() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_ends_at_the_time_out_wherever_it_begins() -> anyhow::Result<()> {
+async fn c37_silence_ends_at_the_time_out_wherever_it_begins() -> anyhow::Result<()> {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_vec();
     for reply in [Reply::Hang(Vec::new()), Reply::Hang(head)] {
         let error = fails(Duration::from_millis(500), move |_| reply.clone()).await?;
@@ -192,7 +192,7 @@ async fn a_token_server_can_fail_in_every_way_too() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn peace_is_kept_for_as_long_as_it_is_wanted() -> anyhow::Result<()> {
+async fn c37_peace_is_kept_for_as_long_as_it_is_wanted() -> anyhow::Result<()> {
     let date = ("date", "Sat, 21 Nov 2026 12:00:00 GMT");
     let until = ("retry-after", "Sat, 21 Nov 2026 12:00:30 GMT");
     for (status, headers) in [
@@ -253,7 +253,7 @@ async fn limits_are_told_as_the_registry_says_them() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn indexes_are_followed_so_deep_and_no_deeper() -> anyhow::Result<()> {
+async fn c38_indexes_are_followed_so_deep_and_no_deeper() -> anyhow::Result<()> {
     let (good, digest, config) = manifest();
     for (depth, expected) in [(1, None), (3, None), (4, Some("bad_manifest"))] {
         let mut documents = BTreeMap::from([(digest.clone(), (MANIFEST, good.clone()))]);
@@ -291,7 +291,7 @@ async fn indexes_are_followed_so_deep_and_no_deeper() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_digest_header_the_bytes_tell() -> anyhow::Result<()> {
+async fn c38_without_the_digest_header_the_bytes_tell() -> anyhow::Result<()> {
     let (body, digest, config) = manifest();
     let server = FaultRegistry::start(move |head| {
         let kinds: Vec<_> = ACCEPT_ALL.split(", ").collect();

@@ -218,9 +218,9 @@ fn client(names: &Arc<Names>) -> Client {
 }
 
 #[test]
-fn no_forbidden_address_is_ever_connected_to() -> anyhow::Result<()> {
+fn c39_no_forbidden_address_is_ever_connected_to() -> anyhow::Result<()> {
     if !alone::is_alone() {
-        return alone::in_empty_network("ssrf::no_forbidden_address_is_ever_connected_to");
+        return alone::in_empty_network("ssrf::c39_no_forbidden_address_is_ever_connected_to");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -73,7 +73,7 @@ fn then(basic: bool, act: impl Fn(&Head) -> Reply) -> impl Fn(&Head) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redirect_to_another_host_takes_no_login_along() -> anyhow::Result<()> {
+async fn c40_a_redirect_to_another_host_takes_no_login_along() -> anyhow::Result<()> {
     for (credentials, basic) in [(0, true), (0, false), (1, false), (2, false), (2, true)] {
         for (address, status) in [("127.0.0.2", 307), ("127.0.0.1", 302), ("127.0.0.3", 301)] {
             // On 127.0.0.1 it is the same host on another port: that is somebody else, too.
@@ -101,7 +101,7 @@ async fn a_redirect_to_another_host_takes_no_login_along() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_realm_of_a_stranger_is_not_asked() -> anyhow::Result<()> {
+async fn c40_a_realm_of_a_stranger_is_not_asked() -> anyhow::Result<()> {
     for credentials in every_kind() {
         let evil = stranger("127.0.0.2").await?;
         for realm in [
@@ -137,7 +137,7 @@ async fn a_realm_of_a_stranger_is_not_asked() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_token_server_nor_a_list_sends_a_login_away() -> anyhow::Result<()> {
+async fn c40_neither_a_token_server_nor_a_list_sends_a_login_away() -> anyhow::Result<()> {
     let evil = stranger("127.0.0.2").await?;
     // A token server that redirects.
     let url = evil.url();

@@ -3,6 +3,8 @@
 //! Everything it says was asked of the running programs a moment before; nothing is acted.
 #![allow(clippy::print_stdout, reason = "showing is its job")]
 
+mod fleet;
+
 use std::time::Duration;
 
 use anyhow::Context;
@@ -232,6 +234,9 @@ async fn main() -> anyhow::Result<()> {
     demo.first_version().await?;
     demo.broken_version().await?;
     demo.good_version().await?;
+    let fleet = fleet::Fleet::join(&demo.site).await?;
+    fleet.good_push().await?;
+    fleet.bad_push().await?;
     if std::env::var_os("DEMO_ONCE").is_none_or(|once| once == "0" || once.is_empty()) {
         println!("\nIt goes on running; try it from another terminal:");
         said(format!(
