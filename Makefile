@@ -12,10 +12,10 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix release man openapi setup
+.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what demo and test need (Debian packages, by name)
 	@tests/setup.sh
@@ -67,3 +67,6 @@ crash-matrix: setup release ## Let agent, engine or all die at every point (CRAS
 digest-matrix: setup ## Ask the agent about every shape of image (DIGEST_MATRIX="--every 10"); writes docs/digest-matrix.md
 	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-tests
 	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/digest-matrix" $(DIGEST_MATRIX)
+
+rollout-campaign: setup release ## Kill and stop control APIs in the middle of rollouts (ROLLOUT_CAMPAIGN="--instants 50"); writes docs/rollout-campaign.md
+	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin rollout-campaign -- $(ROLLOUT_CAMPAIGN)
