@@ -94,6 +94,8 @@ impl<C: Clock> Share<'_, C> {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_LIMIT)
             .max_buf_size(MAX_HEAD_BYTES)
+            // There are few places: one that is kept for what may come next is one that another waits for.
+            .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service);
         // A neighbour that goes away or dawdles is nobody's fault here.
         drop(tokio::time::timeout(CONNECTION_LIMIT, connection).await);
