@@ -37,7 +37,14 @@ struct Machine {
 
 impl Machine {
     fn new() -> anyhow::Result<Self> {
-        apt::require(&["mount", "umount", "curl", "openssl", "minisign", "systemctl"])?;
+        apt::require(&[
+            "mount",
+            "umount",
+            "curl",
+            "openssl",
+            "minisign",
+            "systemctl",
+        ])?;
         let machine = Self {
             folder: place::temporary("machine")?,
         };
@@ -143,7 +150,12 @@ fn list(folder: &Path, below: &str, found: &mut BTreeMap<String, String>) {
             list(&entry.path(), &path, found);
         } else {
             let times = (meta.mtime(), meta.mtime_nsec(), meta.ino());
-            let what = format!("{mode:o} {} {} {} {times:?}", meta.uid(), meta.gid(), meta.len());
+            let what = format!(
+                "{mode:o} {} {} {} {times:?}",
+                meta.uid(),
+                meta.gid(),
+                meta.len()
+            );
             found.insert(path, what);
         }
     }
@@ -211,7 +223,8 @@ impl Release {
         }
         let tarball = format!("holdfast-agent_{version}_x86_64-unknown-linux-musl.tar.gz");
         let mut tar = Command::new("tar");
-        tar.args(["--owner=0", "--group=0", "-czf"]).arg(self.path(&tarball));
+        tar.args(["--owner=0", "--group=0", "-czf"])
+            .arg(self.path(&tarball));
         apt::run(tar.arg("-C").arg(tree.path()).arg("."))?;
 
         let control = format!(
@@ -234,7 +247,10 @@ impl Release {
         sums.args(["-c", "sha256sum holdfast-* > SHA256SUMS"]);
         apt::run(sums.current_dir(self.folder.path()))?;
         let mut sign = Command::new("minisign");
-        sign.arg("-S").args(form).arg("-s").arg(self.keys.path().join("key"));
+        sign.arg("-S")
+            .args(form)
+            .arg("-s")
+            .arg(self.keys.path().join("key"));
         apt::run(sign.arg("-m").arg(self.path("SHA256SUMS"))).map(drop)
     }
 }
@@ -246,7 +262,10 @@ async fn server(release: &Release) -> anyhow::Result<Api> {
 }
 
 fn one_line(api: &Api, shell: &str, arguments: &str) -> String {
-    format!("curl -fsSL {}/install.sh | {shell} -s -- {arguments}", api.url())
+    format!(
+        "curl -fsSL {}/install.sh | {shell} -s -- {arguments}",
+        api.url()
+    )
 }
 
 fn said(output: &Output) -> String {
@@ -282,7 +301,10 @@ async fn one_line_installs_the_package_and_a_second_run_changes_nothing() -> any
     release.make("0.2.0", &["-l"])?;
     good(&machine.run("sh", &line));
     assert!(machine.path("usr/lib/holdfast/only-in-0.2.0").exists());
-    assert_eq!(fs::read_to_string(machine.path("etc/holdfast/agent.yaml"))?, settings);
+    assert_eq!(
+        fs::read_to_string(machine.path("etc/holdfast/agent.yaml"))?,
+        settings
+    );
 
     let out = good(&machine.run("sh", &one_line(&api, "sh", "--uninstall --purge")));
     assert!(out.contains("containers that it started go on"), "{out}");
@@ -298,8 +320,14 @@ async fn a_tarball_is_installed_upgraded_and_removed_without_traces() -> anyhow:
     let machine = Machine::new()?;
     let line = one_line(&api, "dash", "--tarball");
     good(&machine.run("dash", &line));
-    assert_eq!(good(&machine.run("sh", "holdfast-agent")), "holdfast-agent 0.1.0\n");
-    let enabled = machine.run("sh", "systemctl is-enabled holdfast-agent holdfast-agent-enroll");
+    assert_eq!(
+        good(&machine.run("sh", "holdfast-agent")),
+        "holdfast-agent 0.1.0\n"
+    );
+    let enabled = machine.run(
+        "sh",
+        "systemctl is-enabled holdfast-agent holdfast-agent-enroll",
+    );
     assert_eq!(good(&enabled), "enabled\nenabled\n");
     let before = machine.written();
     good(&machine.run("dash", &line));
@@ -308,7 +336,10 @@ async fn a_tarball_is_installed_upgraded_and_removed_without_traces() -> anyhow:
     // The other form of signatures; a file that the new version lacks goes.
     release.make("0.2.0", &[])?;
     good(&machine.run("dash", &line));
-    assert_eq!(good(&machine.run("sh", "holdfast-agent")), "holdfast-agent 0.2.0\n");
+    assert_eq!(
+        good(&machine.run("sh", "holdfast-agent")),
+        "holdfast-agent 0.2.0\n"
+    );
     assert!(!machine.path("usr/lib/holdfast/only-in-0.1.0").exists());
     let mixed = machine.run("dash", &one_line(&api, "dash", ""));
     assert_eq!(mixed.status.code(), Some(1), "{}", said(&mixed));
@@ -322,7 +353,8 @@ async fn a_tarball_is_installed_upgraded_and_removed_without_traces() -> anyhow:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_signed_or_was_changed_is_refused_with_nothing_installed() -> anyhow::Result<()> {
+async fn what_was_not_signed_or_was_changed_is_refused_with_nothing_installed() -> anyhow::Result<()>
+{
     let release = Release::new()?;
     let api = server(&release).await?;
     let machine = Machine::new()?;
@@ -338,40 +370,86 @@ async fn what_was_not_signed_or_was_changed_is_refused_with_nothing_installed() 
     };
     type Harm<'a> = Box<dyn Fn() -> anyhow::Result<()> + 'a>;
     let harms: [(&str, &str, &str, Harm<'_>); 8] = [
-        ("a changed package", "", "is not what SHA256SUMS says", Box::new(|| {
-            let mut bytes = fs::read(&deb)?;
-            let last = bytes.len() - 1;
-            bytes[last] ^= 1;
-            Ok(fs::write(&deb, bytes)?)
-        })),
-        ("a truncated package", "", "is not what SHA256SUMS says", Box::new(|| {
-            Ok(fs::write(&deb, &fs::read(&deb)?[..100])?)
-        })),
-        ("a changed list", "", "is not signed", Box::new(|| changed(&sums, "0.1.0", "0.1.1"))),
-        ("a changed comment", "", "is not signed", Box::new(|| {
-            changed(&signature, "trusted comment: timestamp:", "trusted comment: timestamp:1")
-        })),
-        ("another's signature", "", "is not signed", Box::new(|| {
-            Ok(fs::copy(other.path("SHA256SUMS.minisig"), &signature).map(drop)?)
-        })),
-        ("no signature", "", "cannot be fetched", Box::new(|| Ok(fs::remove_file(&signature)?))),
-        ("nonsense for one", "", "is not signed", Box::new(|| Ok(fs::write(&signature, "x\ny\n")?))),
-        ("a wrong key", "--release-key RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3",
-            "is not signed", Box::new(|| Ok(()))),
+        (
+            "a changed package",
+            "",
+            "is not what SHA256SUMS says",
+            Box::new(|| {
+                let mut bytes = fs::read(&deb)?;
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                Ok(fs::write(&deb, bytes)?)
+            }),
+        ),
+        (
+            "a truncated package",
+            "",
+            "is not what SHA256SUMS says",
+            Box::new(|| Ok(fs::write(&deb, &fs::read(&deb)?[..100])?)),
+        ),
+        (
+            "a changed list",
+            "",
+            "is not signed",
+            Box::new(|| changed(&sums, "0.1.0", "0.1.1")),
+        ),
+        (
+            "a changed comment",
+            "",
+            "is not signed",
+            Box::new(|| {
+                changed(
+                    &signature,
+                    "trusted comment: timestamp:",
+                    "trusted comment: timestamp:1",
+                )
+            }),
+        ),
+        (
+            "another's signature",
+            "",
+            "is not signed",
+            Box::new(|| Ok(fs::copy(other.path("SHA256SUMS.minisig"), &signature).map(drop)?)),
+        ),
+        (
+            "no signature",
+            "",
+            "cannot be fetched",
+            Box::new(|| Ok(fs::remove_file(&signature)?)),
+        ),
+        (
+            "nonsense for one",
+            "",
+            "is not signed",
+            Box::new(|| Ok(fs::write(&signature, "x\ny\n")?)),
+        ),
+        (
+            "a wrong key",
+            "--release-key RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3",
+            "is not signed",
+            Box::new(|| Ok(())),
+        ),
     ];
     // Both ways to prove a release: openssl, and minisign where there is no openssl.
     for tool in ["openssl", "minisign"] {
         if tool == "minisign" {
             fs::remove_file(machine.path("usr/bin/openssl"))?;
         }
-        let untouched = if tool == "openssl" { untouched.clone() } else { machine.written() };
+        let untouched = if tool == "openssl" {
+            untouched.clone()
+        } else {
+            machine.written()
+        };
         for (what, arguments, why, harm) in &harms {
             release.make("0.1.0", &["-l"])?;
             harm()?;
             let refused = machine.run("sh", &one_line(&api, "sh", arguments));
             let text = said(&refused);
             assert_eq!(refused.status.code(), Some(1), "{tool}, {what}: {text}");
-            assert!(text.contains(why) && text.contains("nothing was changed"), "{tool}, {what}: {text}");
+            assert!(
+                text.contains(why) && text.contains("nothing was changed"),
+                "{tool}, {what}: {text}"
+            );
             assert_eq!(machine.written(), untouched, "{tool}, {what}");
         }
     }
@@ -381,14 +459,21 @@ async fn what_was_not_signed_or_was_changed_is_refused_with_nothing_installed() 
     let untouched = machine.written();
     let refused = machine.run("sh", &one_line(&api, "sh", ""));
     assert_eq!(refused.status.code(), Some(1));
-    assert!(said(&refused).contains("install openssl"), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("install openssl"),
+        "{}",
+        said(&refused)
+    );
     fs::write(&deb, "x")?;
     let refused = machine.run("sh", &one_line(&api, "sh", "--insecure-skip-signature"));
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert_eq!(machine.written(), untouched);
     release.make("0.1.0", &["-l"])?;
     let out = good(&machine.run("sh", &one_line(&api, "sh", "--insecure-skip-signature")));
-    assert!(out.contains("warning: the signature is not looked at"), "{out}");
+    assert!(
+        out.contains("warning: the signature is not looked at"),
+        "{out}"
+    );
     Ok(())
 }
 
@@ -398,15 +483,26 @@ async fn a_server_that_is_away_a_dry_run_and_half_a_script_change_nothing() -> a
     let mut api = server(&release).await?;
     let machine = Machine::new()?;
     let untouched = machine.written();
-    let dry = good(&machine.run("sh", &one_line(&api, "sh", &format!("--dry-run --key {KEY}"))));
-    for promise in ["would install", "would write", "would enrol", "nothing was changed"] {
+    let dry = good(&machine.run(
+        "sh",
+        &one_line(&api, "sh", &format!("--dry-run --key {KEY}")),
+    ));
+    for promise in [
+        "would install",
+        "would write",
+        "would enrol",
+        "nothing was changed",
+    ] {
         assert!(dry.contains(promise), "{dry}");
     }
     assert!(!dry.contains(KEY), "{dry}");
     let script = api.call_as(None, reqwest::Method::GET, "//install.sh", &[], None);
     let script = script.await?.good()?.body;
     // Wherever the line breaks off.
-    for end in (0..script.len() - 1).step_by(997).chain([script.len() - 10]) {
+    for end in (0..script.len() - 1)
+        .step_by(997)
+        .chain([script.len() - 10])
+    {
         let half = machine.path("tmp/half.sh");
         fs::write(&half, &script[..end])?;
         machine.run("sh", "sh /tmp/half.sh --key hfk_x");
@@ -447,14 +543,30 @@ async fn no_program_that_the_script_starts_sees_the_enrolment_key() -> anyhow::R
     let api = server(&release).await?;
     let machine = Machine::new()?;
     let trace = machine.path("tmp/trace").display().to_string();
-    let line = format!("HOLDFAST_ENROLMENT_KEY={KEY}; export HOLDFAST_ENROLMENT_KEY; {}", one_line(&api, "sh", ""));
+    let line = format!(
+        "HOLDFAST_ENROLMENT_KEY={KEY}; export HOLDFAST_ENROLMENT_KEY; {}",
+        one_line(&api, "sh", "")
+    );
     fs::write(machine.path("tmp/line.sh"), line)?;
-    let strace = ["strace", "-f", "-v", "-s", "4096", "-e", "trace=execve", "-o", &trace];
+    let strace = [
+        "strace",
+        "-f",
+        "-v",
+        "-s",
+        "4096",
+        "-e",
+        "trace=execve",
+        "-o",
+        &trace,
+    ];
     good(&machine.run_with(&strace, "sh", ". /tmp/line.sh"));
     let key = fs::read_to_string(machine.path("etc/holdfast/enrolment-key"))?;
     assert_eq!(key.trim(), KEY);
     let trace = fs::read_to_string(machine.path("tmp/trace"))?;
-    let calls: Vec<&str> = trace.lines().filter(|line| line.contains("execve(")).collect();
+    let calls: Vec<&str> = trace
+        .lines()
+        .filter(|line| line.contains("execve("))
+        .collect();
     assert!(calls.iter().any(|call| call.contains("openssl")), "{trace}");
     // The first shell gave it to curl and to the shell that reads the script; from there nobody has it.
     let seen = calls.iter().filter(|call| call.contains(KEY));
@@ -468,9 +580,14 @@ async fn no_program_that_the_script_starts_sees_the_enrolment_key() -> anyhow::R
 #[test]
 fn units_drop_ins_and_scripts_pass_systemds_own_checks() -> anyhow::Result<()> {
     apt::require(&["systemd-analyze", "shellcheck"])?;
-    let output = Command::new("sh").arg(repository().join("systemd/check.sh")).output()?;
+    let output = Command::new("sh")
+        .arg(repository().join("systemd/check.sh"))
+        .output()?;
     let out = good(&output);
-    assert!(out.contains("units, drop-ins and scripts are good"), "{out}");
+    assert!(
+        out.contains("units, drop-ins and scripts are good"),
+        "{out}"
+    );
     Ok(())
 }
 

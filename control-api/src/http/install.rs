@@ -71,7 +71,10 @@ pub async fn release(
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     let answer_headers: [(HeaderName, HeaderValue); 4] = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(FILE_MEDIA_TYPE)),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(FILE_MEDIA_TYPE),
+        ),
         (header::CONTENT_LENGTH, meta.len().into()),
         // Asked again each time: a folder's SHA256SUMS is another one with the next release.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),

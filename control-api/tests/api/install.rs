@@ -44,12 +44,18 @@ async fn the_script_knows_this_server_its_releases_and_their_key() {
     let script = ask(&api, "/install.sh", &[("host", "other.example")])
         .await
         .expect(200);
-    assert_eq!(line(&script, "SERVER="), "SERVER='https://holdfast.example'");
+    assert_eq!(
+        line(&script, "SERVER="),
+        "SERVER='https://holdfast.example'"
+    );
     assert_eq!(
         line(&script, "BASE_URL="),
         "BASE_URL='https://holdfast.example/releases'"
     );
-    assert_eq!(line(&script, "RELEASE_KEY="), format!("RELEASE_KEY='{KEY}'"));
+    assert_eq!(
+        line(&script, "RELEASE_KEY="),
+        format!("RELEASE_KEY='{KEY}'")
+    );
     assert_eq!(script.bytes.last(), Some(&b'\n'));
 }
 
@@ -70,7 +76,15 @@ async fn without_an_address_of_its_own_the_script_has_the_one_that_was_asked() {
     assert_eq!(server(&through_proxy).await, "SERVER='https://[::1]:80'");
     assert_eq!(server(&[]).await, "SERVER=''");
     // Nothing that a shell would read differently gets in.
-    for host in ["x'; reboot; '", "$(reboot)", "a b", "x`reboot`", "x\"", "", "/"] {
+    for host in [
+        "x'; reboot; '",
+        "$(reboot)",
+        "a b",
+        "x`reboot`",
+        "x\"",
+        "",
+        "/",
+    ] {
         assert_eq!(server(&[("host", host)]).await, "SERVER=''", "{host}");
     }
 }
@@ -97,7 +111,13 @@ async fn files_of_the_release_are_handed_out_whole_and_once() {
     std::fs::write(releases.path().join(name), "another").unwrap();
     let other = ask(&api, &path, &[(header::IF_NONE_MATCH.as_str(), &tag)]).await;
     assert_eq!(other.expect(200).bytes, b"another");
-    assert!(ask(&api, "/releases/empty", &[]).await.expect(200).bytes.is_empty());
+    assert!(
+        ask(&api, "/releases/empty", &[])
+            .await
+            .expect(200)
+            .bytes
+            .is_empty()
+    );
 }
 
 #[tokio::test]
