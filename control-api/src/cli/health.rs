@@ -68,7 +68,10 @@ mod tests {
         for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n", "hello", ""] {
             assert!(answered(answer).is_err(), "{answer}");
         }
-        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let nobody = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         assert!(ask(nobody).is_err());
     }
 }
