@@ -44,7 +44,7 @@ Installs the Holdfast agent on this machine, and enrols it when it is given a ke
   --server URL       the control API that this machine belongs to
   --key KEY          an enrolment key; HOLDFAST_ENROLMENT_KEY in the environment does as well, and shows
                      less: other users of this machine see what stands on a command line
-  --key-file FILE    the same, from a file; - is standard input
+  --key-file FILE    the same, from a file; - is standard input, when the script itself is not
   --version V        this version; the newest when absent
   --base-url URL     where the release is: a page or a folder (file:///media/usb)
   --release-key KEY  the public key that the release must be signed with
