@@ -214,12 +214,21 @@ fetch() {
             --max-filesize "$MOST_BYTES" -o "$work/$1.part" "$base/$1" ||
             die "$base/$1 cannot be fetched: nothing was changed"
     elif has wget; then
-        wget -q -T "$CONNECT_LIMIT" -O "$work/$1.part" "$base/$1" 2>/dev/null ||
+        fetch_by_wget "$base/$1" "$work/$1.part" 2>/dev/null ||
             die "$base/$1 cannot be fetched: nothing was changed"
     else
         die "neither curl nor wget is installed: install one of them"
     fi
     mv "$work/$1.part" "$work/$1"
+}
+
+# fetch_by_wget URL FILE
+fetch_by_wget() {
+    case $(wget --help 2>&1) in
+    # Debian's busybox crashes on a time limit of its own.
+    *BusyBox*) timeout "$FETCH_LIMIT" wget -q -O "$2" "$1" ;;
+    *) timeout "$FETCH_LIMIT" wget -q -T "$CONNECT_LIMIT" -t 3 -O "$2" "$1" ;;
+    esac
 }
 
 # Proves that SHA256SUMS was signed with the release's key.
