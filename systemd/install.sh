@@ -151,7 +151,8 @@ platform() {
     [ "$(uname -s)" = Linux ] || die "this is $(uname -s): the agent runs on Linux"
     machine=$(uname -m)
     deb='' target=''
-    if has dpkg; then
+    # Other systems have the program without its books.
+    if has dpkg && [ -s /var/lib/dpkg/status ]; then
         # Not the kernel's: a 64-bit kernel under a 32-bit system is common on a Raspberry Pi.
         deb=$(dpkg --print-architecture)
         case $deb in
