@@ -104,7 +104,11 @@ enum Command {
     #[command(
         after_help = "Exit codes: 0 nothing is wrong (there may be warnings), 1 something is."
     )]
-    Doctor,
+    Doctor {
+        /// The findings as JSON, as with `--output json`.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write what helps others to help you into an archive; no secrets.
     SupportBundle {
         /// The archive to write, a .tar.gz.
@@ -123,9 +127,18 @@ enum ConfigCommand {
 
 #[derive(Debug, Args)]
 struct Enroll {
-    /// Enrolment key, given out by an operator.
-    #[arg(long, env = "HOLDFAST_ENROLMENT_KEY", hide_env_values = true)]
-    key: String,
+    /// Enrolment key, given out by an operator. Other users of this machine see what stands on a command
+    /// line: a script gives the variable or a file.
+    #[arg(
+        long,
+        env = "HOLDFAST_ENROLMENT_KEY",
+        hide_env_values = true,
+        required_unless_present = "key_file"
+    )]
+    key: Option<String>,
+    /// File with the enrolment key.
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    key_file: Option<PathBuf>,
     /// Address of the control API; `api.url` of the configuration when absent.
     #[arg(long, value_name = "URL")]
     api: Option<String>,
@@ -192,6 +205,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Does what the arguments say; gives the exit code. Errors that are no configuration's come back.
 pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow::Result<u8> {
+    let config = config(&cli);
     let settings = match settings(&cli) {
         Ok(settings) => settings,
         Err(error) => return wrong_configuration(&error, talk),
@@ -236,8 +250,11 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         Command::Resume => {
             order::give(&settings, Order::resume(), cli.output, out, talk).await?;
         }
-        Command::Doctor => return doctor::doctor(&settings, cli.output, out).await,
-        Command::SupportBundle { file } => bundle::write(&settings, &file, talk).await?,
+        Command::Doctor { json } => {
+            let output = if json { Output::Json } else { cli.output };
+            return doctor::doctor(&settings, &config, output, out).await;
+        }
+        Command::SupportBundle { file } => bundle::write(&settings, &config, &file, talk).await?,
         Command::Config(ConfigCommand::Check) => {
             if let Err(error) = Policy::load(settings.policy.file.as_deref()) {
                 return wrong_configuration(&error, talk);
@@ -263,11 +280,13 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()))
         .collect();
-    let path = cli
-        .config
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
-    Settings::load(&path, cli.config.is_some(), &environment)
+    Settings::load(&config(cli), cli.config.is_some(), &environment)
+}
+
+/// The file that settings are read from.
+fn config(cli: &Cli) -> PathBuf {
+    let named = cli.config.clone();
+    named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
 }
 
 fn json<T: serde::Serialize>(out: &mut dyn Write, value: &T) -> anyhow::Result<()> {
@@ -328,7 +347,13 @@ mod tests {
             Cli::try_parse_from(["holdfast-agent", "enroll", "--key", "k", "--label", "x"])
                 .is_err()
         );
-        assert!(Cli::try_parse_from(["holdfast-agent", "enroll"]).is_err());
+        if std::env::var_os("HOLDFAST_ENROLMENT_KEY").is_none() {
+            assert!(Cli::try_parse_from(["holdfast-agent", "enroll"]).is_err());
+            let from_file = ["holdfast-agent", "enroll", "--key-file", "f"];
+            assert!(Cli::try_parse_from(from_file).is_ok());
+        }
+        let both = ["holdfast-agent", "enroll", "--key", "k", "--key-file", "f"];
+        assert!(Cli::try_parse_from(both).is_err());
     }
 
     #[test]
