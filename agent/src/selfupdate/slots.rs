@@ -218,7 +218,7 @@ pub struct Outcome {
 #[serde(rename_all = "camelCase", default)]
 pub struct Slots {
     /// What this was written as.
-    format: u32,
+    pub(super) format: u32,
     /// The installed program, as it was when a release was last put beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package: Option<Package>,
