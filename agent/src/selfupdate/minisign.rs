@@ -109,6 +109,19 @@ pub(super) mod tests {
         }
     }
 
+    /// Written by minisign 0.11: `minisign -G -W`, `minisign -S -l -t timestamp:1`.
+    #[test]
+    fn what_minisign_itself_wrote_counts() {
+        let key = "RWS10srXbyuLybZ+d2xI6RJQf7xIdgFKxVG15YOGgtHAWnBzc3GjTZGf";
+        let signature = "untrusted comment: signature from minisign secret key\n\
+            RWS10srXbyuLyRi7Cy3ovMe+sZKFYpYEKMU9eSf5uEFQGwc9JgLSMg8xrCSuYEysAAvqe1gGpb5zyhxS0XVb92c/3s+VhN207QA=\n\
+            trusted comment: timestamp:1\n\
+            1wD1vKvAlnFrItBZuKL5TIV8wH3eYENJPKuKn29DQSxBDydatk2ImBa44DUPp5M9yaDq73os1UJTJBYRGzkLDg==\n";
+        let keys = [PublicKey::parse(key).unwrap()];
+        assert_eq!(verify(&keys, b"x\n", signature), Ok(()));
+        assert!(verify(&keys, b"y\n", signature).is_err());
+    }
+
     #[test]
     fn only_an_unchanged_text_of_a_known_key_is_proved() {
         let text = b"0123  holdfast-agent\n";
