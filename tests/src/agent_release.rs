@@ -318,16 +318,21 @@ impl Updated {
 
     /// Waits until a release is reported as rejected, and gives the report.
     #[track_caller]
-    pub fn wait_rejected(&self, site: &Site) -> impl Future<Output = Value> {
+    pub fn wait_rejected(&self, site: &Site, release: &Pushed) -> impl Future<Output = Value> {
+        let names = [
+            release.child("linux/amd64").manifest_digest.clone(),
+            release.top_digest.clone(),
+        ];
         wait_for("the release to be rejected", ENDS_WITHIN, async move || {
             let report = self
                 .reported(site)
                 .await
                 .map_err(|error| error.to_string())?;
-            if report["rejected"].is_null() {
-                Err(format!("{report} {}", self.slots()))
-            } else {
+            let image = report["rejected"]["image"].as_str().unwrap_or_default();
+            if names.iter().any(|name| image.ends_with(name)) {
                 Ok(report)
+            } else {
+                Err(format!("{report} {}", self.slots()))
             }
         })
     }

@@ -2,8 +2,9 @@
 //! service notices either.
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use holdfast_tests::agent_release::{
@@ -112,7 +113,7 @@ impl Bench {
             .await;
         }
         let tried = Stopwatch::start();
-        let report = self.on.wait_rejected(&self.site).await;
+        let report = self.on.wait_rejected(&self.site, &release).await;
         assert!(tried.elapsed() < BACK_WITHIN, "{:?}", tried.elapsed());
         let reason = report["rejected"]["reason"].as_str().unwrap_or_default();
         assert!(reason.contains(why), "{reason}");
@@ -131,8 +132,15 @@ impl Bench {
 async fn good_releases_use_the_slots_in_turn_and_an_installed_program_wins() -> anyhow::Result<()> {
     let folder = place::temporary("systemd")?;
     let socket = folder.path().join("notify");
-    let systemd = UnixDatagram::bind(&socket)?;
-    systemd.set_nonblocking(true)?;
+    let systemd = tokio::net::UnixDatagram::bind(&socket)?;
+    let readies = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&readies);
+    tokio::spawn(async move {
+        let mut buffer = [0; 512];
+        while let Ok(read) = systemd.recv(&mut buffer).await {
+            counted.fetch_add(usize::from(&buffer[..read] == b"READY=1"), Relaxed);
+        }
+    });
     let notify = socket.display().to_string();
     let bench = Bench::start_with(|mut options| {
         options.env.push(("NOTIFY_SOCKET".to_owned(), notify));
@@ -150,12 +158,8 @@ async fn good_releases_use_the_slots_in_turn_and_an_installed_program_wins() -> 
         assert!(status.contains(&program), "{status}");
         bench.nobody_noticed().await?;
     }
-    let mut readies = 0;
-    let mut buffer = [0; 512];
-    while let Ok(read) = systemd.recv(&mut buffer) {
-        readies += usize::from(&buffer[..read] == b"READY=1");
-    }
-    assert_eq!(readies, 4, "each said that it was ready");
+    let readies = readies.load(Relaxed);
+    assert_eq!(readies, 4, "each said once that it was ready");
 
     // A new start of the same release.
     kill9(bench.on.pid()?);
@@ -299,7 +303,7 @@ fn killed_at(bench: &mut Bench, call: &str, nth: usize) -> anyhow::Result<()> {
     let script = format!(
         r#"while [ "$1" != -- ]; do shift; done; shift 2
         setpriv --pdeathsig KILL -- strace -f -qq -o /dev/null -e trace={call} \
-            -e inject={call}:signal=KILL:when={nth} "$0" "$@"
+            -e inject={call}:signal=KILL:when={nth} setpriv --pdeathsig KILL -- "$0" "$@"
         while :; do sleep 1; setpriv --pdeathsig KILL -- "$0" "$@"; done"#
     );
     bench.on.device.agent.kill9();
@@ -312,7 +316,7 @@ async fn an_agent_killed_at_any_write_of_its_update_ends_with_one_that_works() -
 {
     let mut bench = Bench::start().await?;
     // The release's name, what is to be tried, that it is tried, that it is confirmed; and beyond the last.
-    for nth in 1..=5_usize {
+    for nth in 1..=6_usize {
         killed_at(&mut bench, "rename", nth)?;
         let version = nth.to_string();
         let release = bench.push(Kind::Good, &version).await?;
@@ -340,7 +344,7 @@ async fn an_agent_killed_at_any_write_of_its_update_ends_with_one_that_works() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_holds_the_update_and_leaves_nothing_of_it() -> anyhow::Result<()> {
-    let disk = Disk::mount(SmallDisk::of(256 << 20))?;
+    let disk = Disk::mount(SmallDisk::of(112 << 20))?;
     let state = disk.root().join("state");
     let bench = Bench::start_with(|mut options| {
         options.state = Some(state.clone());
