@@ -12,7 +12,7 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
+.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign selfupdate-campaign release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,3 +76,7 @@ digest-matrix: setup ## Ask the agent about every shape of image (DIGEST_MATRIX=
 
 rollout-campaign: setup release ## Kill and stop control APIs in the middle of rollouts (ROLLOUT_CAMPAIGN="--instants 50"); writes docs/rollout-campaign.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin rollout-campaign -- $(ROLLOUT_CAMPAIGN)
+
+selfupdate-campaign: setup ## Give devices bad releases of the agent (SELFUPDATE_CAMPAIGN="--times 5"); writes docs/selfupdate-campaign.md
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/selfupdate-campaign" $(SELFUPDATE_CAMPAIGN)

@@ -21,6 +21,8 @@ use holdfast_proto::spec::Period;
 use self::order::Order;
 use crate::config::{ConfigError, DEFAULT_PATH, Settings};
 use crate::policy::Policy;
+use crate::run::Ran;
+use crate::selfupdate::launcher::{Launched, launch};
 use crate::telemetry;
 
 /// Done.
@@ -31,6 +33,9 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_UPDATES: u8 = 2;
 /// Wrong configuration.
 pub const EXIT_CONFIG: u8 = 78;
+/// Of `run`: another program of the agent is to run in the place of this one (`EX_TEMPFAIL` of sysexits.h). Seen
+/// by others only if that could not be started at once.
+pub const EXIT_MAKES_PLACE: u8 = 75;
 
 /// Keeps this device on exactly the container images its operator chose.
 #[derive(Debug, Parser)]
@@ -204,8 +209,13 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Does what the arguments say; gives the exit code. Errors that are no configuration's come back.
-pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow::Result<u8> {
-    let config = config(&cli);
+pub async fn main(
+    cli: Cli,
+    launched: &Launched,
+    out: &mut dyn Write,
+    talk: &mut dyn Write,
+) -> anyhow::Result<u8> {
+    let config = cli.config_file();
     let settings = match settings(&cli) {
         Ok(settings) => settings,
         Err(error) => return wrong_configuration(&error, talk),
@@ -217,7 +227,11 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
                 Err(error) => return wrong_configuration(&error, talk),
             };
             telemetry::start(&settings.log);
-            Box::pin(crate::run::run(&settings, &policy)).await?;
+            let ran = Box::pin(crate::run::run(&settings, &policy, launched)).await?;
+            return Ok(match ran {
+                Ran::ToItsEnd => EXIT_OK,
+                Ran::ToMakePlace => EXIT_MAKES_PLACE,
+            });
         }
         Command::Enroll(arguments) => {
             enroll::enroll(&settings, arguments, cli.output, out, talk).await?;
@@ -276,17 +290,30 @@ fn wrong_configuration(error: &dyn std::error::Error, talk: &mut dyn Write) -> a
     Ok(EXIT_CONFIG)
 }
 
-fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
-    let environment: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()))
-        .collect();
-    Settings::load(&config(cli), cli.config.is_some(), &environment)
+impl Cli {
+    /// Starts the program of the agent that is to run, if that is another one: then this does not return. Only
+    /// `run` has others.
+    pub fn launch(&self) -> Launched {
+        match self.command {
+            Command::Run => launch(&Settings::state_dir(&self.config_file(), &environment())),
+            _ => Launched::directly(),
+        }
+    }
+
+    fn config_file(&self) -> PathBuf {
+        let named = self.config.clone();
+        named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
+    }
 }
 
-/// The file that settings are read from.
-fn config(cli: &Cli) -> PathBuf {
-    let named = cli.config.clone();
-    named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()))
+        .collect()
+}
+
+fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
+    Settings::load(&cli.config_file(), cli.config.is_some(), &environment())
 }
 
 fn json<T: serde::Serialize>(out: &mut dyn Write, value: &T) -> anyhow::Result<()> {

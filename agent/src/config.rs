@@ -22,6 +22,9 @@ use crate::control::client::Origin;
 /// Where the configuration is looked for when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/holdfast/agent.yaml";
 
+/// Where the agent keeps what must survive a restart when no other place is named.
+const DEFAULT_STATE_DIR: &str = "/var/lib/holdfast";
+
 /// Everything the agent can be told, checked.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
@@ -49,6 +52,8 @@ pub struct Settings {
     pub disk: DiskSettings,
     /// When updates may begin.
     pub updates: UpdateSettings,
+    /// Updates of the agent itself.
+    pub update: AgentUpdateSettings,
     /// What programs on this device may ask of the agent.
     pub local_api: LocalApiSettings,
     /// The log.
@@ -179,6 +184,13 @@ pub struct UpdateSettings {
     pub lock_dir: PathBuf,
 }
 
+/// Updates of the agent itself.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AgentUpdateSettings {
+    /// Minisign public keys, one of which must have signed a release.
+    pub keys: Vec<String>,
+}
+
 /// What programs on this device may ask of the agent.
 #[derive(Clone, Debug, Serialize)]
 pub struct LocalApiSettings {
@@ -298,6 +310,20 @@ impl Settings {
         input
             .validate()
             .map_err(|faults| ConfigError::Keys { faults })
+    }
+
+    /// The state folder alone, read as leniently as can be: the launcher may be older than the keys that a
+    /// file has, and which program runs must not depend on them.
+    pub fn state_dir(path: &Path, environment: &[(String, String)]) -> PathBuf {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let merged = Fragments::file(path, &text)
+            .or_else(|_| Fragments::file(path, ""))
+            .map(|fragments| fragments.with_environment(environment).into_value());
+        let written = merged.ok().and_then(|value| {
+            let folder = value.get("state_dir")?.as_str()?;
+            Some(PathBuf::from(folder))
+        });
+        written.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR))
     }
 
     /// The settings as a configuration file that gives the same settings.

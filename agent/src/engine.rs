@@ -9,6 +9,7 @@ pub mod fake;
 pub mod guard;
 pub mod known;
 pub mod labels;
+pub mod member;
 pub mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,6 +29,8 @@ pub use holdfast_proto::image::ImageStore;
 pub enum Operation {
     /// Describe itself.
     Describe,
+    /// Give a file of a container.
+    ReadFile,
     /// List containers.
     List,
     /// Look at one container.
@@ -82,6 +85,7 @@ impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Describe => "describe itself",
+            Self::ReadFile => "read a file of a container",
             Self::List => "list containers",
             Self::Inspect => "look at a container",
             Self::InspectImage => "look at an image",
@@ -167,6 +171,9 @@ pub enum EngineError {
     /// The files of secrets and configs could not be written.
     #[error(transparent)]
     Files(#[from] crate::secrets::SecretsError),
+    /// The agent's own program could not be taken out of its image.
+    #[error(transparent)]
+    Program(#[from] Box<crate::selfupdate::TakeError>),
     /// The answer makes no sense.
     #[error("the engine's answer cannot be understood: {detail}")]
     Nonsense {
@@ -205,6 +212,7 @@ impl EngineError {
             | Self::Unsupported(_)
             | Self::Forbidden(_)
             | Self::Files(_)
+            | Self::Program(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -222,6 +230,7 @@ impl EngineError {
             | Self::Unsupported(_)
             | Self::Forbidden(_)
             | Self::Files(_)
+            | Self::Program(_)
             | Self::Nonsense { .. } => false,
         }
     }
@@ -239,9 +248,38 @@ impl EngineError {
             | Self::PullStalled { .. }
             | Self::ForeignName { .. }
             | Self::Files(_)
+            | Self::Program(_)
             | Self::Nonsense { .. } => false,
         }
     }
+}
+
+/// A file of a container could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The engine did not give it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The container has none of that name.
+    #[error("it is not there")]
+    NotThere,
+    /// It is a folder, a link or something else.
+    #[error("it is no plain file")]
+    NotAFile,
+    /// It is longer than it may be.
+    #[error("it has {bytes} bytes, it may have {most_bytes}")]
+    TooLarge {
+        /// How long it is.
+        bytes: u64,
+        /// How long it may be.
+        most_bytes: u64,
+    },
+    /// The engine's answer ended too early.
+    #[error("the engine gave a part of it")]
+    Truncated,
+    /// What was read could not be taken.
+    #[error(transparent)]
+    Sink(std::io::Error),
 }
 
 /// The engine's account of itself.
@@ -574,6 +612,17 @@ pub trait Engine {
 
     /// Deletes one name of an image, or by its id the image itself when nothing uses it; gone is fine.
     fn remove_image(&self, image: &str) -> impl Future<Output = Result<(), EngineError>>;
+
+    /// Gives a file of a container, also of one that was never started, to `take`; one that is longer than
+    /// `most_bytes` is refused before any of it is given.
+    fn read_file(
+        &self,
+        id: &str,
+        path: &str,
+        most_bytes: u64,
+        take: member::Sink<'_>,
+    ) -> impl Future<Output = Result<(), ReadError>>;
+
     /// Runs a program in a running container; it goes on by itself when it takes longer.
     fn exec(
         &self,

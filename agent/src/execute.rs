@@ -7,12 +7,14 @@ mod swap;
 
 use holdfast_plan::{Observed, Rejected, ServiceHistory, Step};
 use holdfast_proto::id::{DeviceId, ServiceKey};
-use holdfast_proto::target::{Identity, TargetState};
+use holdfast_proto::target::{Identity, ServiceTarget, TargetState};
 use holdfast_proto::time::Timestamp;
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, NewContainer, NewNetwork, ReadError};
+use crate::fault::chain;
 use crate::journal::Change;
 use crate::secrets;
+use crate::selfupdate::{self, SelfUpdate, TakeError};
 
 /// What a step may look at while it is done.
 pub struct Execution<'a, E> {
@@ -28,6 +30,8 @@ pub struct Execution<'a, E> {
     pub files: &'a secrets::Place,
     /// What is remembered of the step's service.
     pub history: ServiceHistory,
+    /// The agent's own programs.
+    pub selfupdate: Option<&'a SelfUpdate>,
     /// When the step began.
     pub now: Timestamp,
 }
@@ -42,7 +46,9 @@ impl<E: Engine> Execution<'_, E> {
                 changed(&self.history, history)
             }
             // What is not written down as made is a stranger's, also after a crash in between.
-            Step::Create { name, .. } | Step::CreateSandbox { name, .. } => {
+            Step::Create { name, .. }
+            | Step::CreateSandbox { name, .. }
+            | Step::ReplaceAgent { name, .. } => {
                 let mut history = self.history.clone();
                 history.made.insert(name.clone(), String::new());
                 changed(&self.history, history)
@@ -182,11 +188,85 @@ impl<E: Engine> Execution<'_, E> {
             } => Ok(self.rejected(*identity, image, reason.to_string())),
             Step::Remove { container, .. } => self.remove(container).await,
             Step::Pardon { .. } => {
+                self.pardon_agent();
                 let mut history = self.history.clone();
                 history.rejected = None;
                 Ok(changed(&self.history, history))
             }
-            Step::Forget { .. } => Ok(Change::Forget),
+            Step::Forget { .. } => {
+                self.pardon_agent();
+                Ok(Change::Forget)
+            }
+            Step::ReplaceAgent {
+                key,
+                name,
+                generation,
+                service,
+            } => {
+                let new = Creation {
+                    key,
+                    name,
+                    generation: *generation,
+                };
+                self.replace_agent(&new, service).await
+            }
+        }
+    }
+
+    /// What was rejected may have been the agent's own release, which is remembered beside its programs too.
+    fn pardon_agent(&self) {
+        let rejected = self.history.rejected.as_ref();
+        if let Some((agent, rejected)) = self.selfupdate.zip(rejected) {
+            agent.pardon(&rejected.identity);
+        }
+    }
+
+    /// Takes the agent's own program out of a release, and writes down that it is to be tried.
+    async fn replace_agent(
+        &self,
+        new: &Creation<'_>,
+        service: &ServiceTarget,
+    ) -> Result<Change, EngineError> {
+        let Some(agent) = self.selfupdate else {
+            return Ok(Change::None);
+        };
+        let holder = selfupdate::holder(service);
+        let container = NewContainer {
+            device: self.device,
+            key: new.key,
+            name: new.name,
+            generation: new.generation,
+            service: &holder,
+            network: NewNetwork::Own(&[]),
+        };
+        let id = self.engine.create(&container).await?;
+        let taken = agent.take(self.engine, &id, service, self.now).await;
+        // What is left of it is cleared away by the next plan.
+        let removed = self.engine.remove(&id).await;
+        match (taken, removed) {
+            (Err(TakeError::Rejected(why)), _) => {
+                let Some(identity) = service.identity() else {
+                    return Ok(Change::None);
+                };
+                Ok(self.rejected(identity, &service.image_name, why))
+            }
+            (
+                Err(TakeError::Read {
+                    source: ReadError::Engine(error),
+                    ..
+                }),
+                _,
+            ) => Err(error),
+            (Err(error), _) => Err(Box::new(error).into()),
+            (Ok(()), Ok(())) => {
+                let mut history = self.history.clone();
+                history.made.remove(new.name);
+                Ok(changed(&self.history, history))
+            }
+            (Ok(()), Err(error)) => {
+                tracing::warn!(error = %chain(&error), "a release's container is left for later");
+                Ok(Change::None)
+            }
         }
     }
 

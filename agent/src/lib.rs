@@ -31,6 +31,7 @@ pub mod retry;
 pub mod run;
 pub mod scan;
 pub mod secrets;
+pub mod selfupdate;
 pub mod shared;
 pub mod status;
 pub mod system;

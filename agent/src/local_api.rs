@@ -32,6 +32,7 @@ use crate::journal::Journal;
 use crate::lease::Lease;
 use crate::orders::OrderError;
 use crate::permission::Permission;
+use crate::selfupdate::SelfUpdate;
 use crate::shared::Shared;
 use crate::status::{Beside, Control, PlanStatus, Status};
 
@@ -60,6 +61,8 @@ pub struct LocalApi<'a, C> {
     pub permission: &'a Permission,
     /// Time.
     pub clock: &'a C,
+    /// The agent's own programs.
+    pub selfupdate: Option<&'a SelfUpdate>,
 }
 
 /// An answer: a document, or a problem.
@@ -312,6 +315,7 @@ impl<C: Clock> LocalApi<'_, C> {
             notices: self.shared.notices(),
             pulls: self.shared.pulls(),
             control: Control::of(self.permission.orders(), self.clock.monotonic_ms()),
+            agent: self.selfupdate.map(SelfUpdate::status).unwrap_or_default(),
         };
         Status::of(self.enrolment, &self.shared.view(), beside)
     }

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use holdfast_plan::{
     Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
-    NetworkKey, NetworkState, Observed, ProbeState, Sandbox, StoredImage, Stranger, canonical,
+    NetworkKey, NetworkState, Observed, ProbeState, RunningAgent, Sandbox, StoredImage, Stranger,
+    canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::{Content, Expected};
@@ -42,6 +43,8 @@ pub struct Subject<'a> {
     pub refused: &'a BTreeMap<ServiceKey, String>,
     /// The room where the engine keeps images.
     pub disk: Option<Disk>,
+    /// The agent itself.
+    pub agent: RunningAgent,
 }
 
 /// What one look showed.
@@ -82,6 +85,7 @@ pub async fn observe<E: Engine>(
         images,
         stored,
         disk: subject.disk,
+        agent: subject.agent.clone(),
     };
     let started: BTreeMap<String, (bool, String)> = found
         .iter()

@@ -12,7 +12,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use holdfast_plan::{
-    Closed, GateRules, History, Observed, Plan, ServiceHistory, Situation, Step, plan as decide,
+    Closed, GateRules, History, Observed, Plan, RunningAgent, ServiceHistory, Situation, Step,
+    plan as decide,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::target::TargetState;
@@ -35,6 +36,7 @@ use crate::probe::Prober;
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
+use crate::selfupdate::SelfUpdate;
 use crate::shared::{Accepted, FETCHED_BY_ENGINE, JOURNAL_UNWRITABLE, Shared};
 
 use failures::Failures;
@@ -91,6 +93,8 @@ pub struct Parts<'a, E, C, R> {
     pub logins: &'a dyn PullLogins,
     /// Brings images into the engine; without it the engine fetches them by itself.
     pub transport: Option<&'a Transport<'a, C>>,
+    /// The agent's own programs.
+    pub selfupdate: Option<&'a SelfUpdate>,
     /// How it behaves.
     pub rules: Rules,
     /// Called when the engine answers, before anything is looked at: another agent may work there.
@@ -125,6 +129,8 @@ impl Reason {
 enum Next {
     /// Give up: another agent works for this device.
     Stop(LockError),
+    /// Make place for another agent.
+    MakePlace,
     /// Look again at once: something was changed.
     Again,
     /// Wait for a signal, at most so long.
@@ -205,6 +211,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                 Next::Again => 0,
                 Next::WaitMs(wait_ms) => self.at_most_watchdog(wait_ms),
                 Next::Stop(error) => return Err(error),
+                Next::MakePlace => break,
             };
             let Parts { clock, shared, .. } = self.parts;
             let pulling = !self.pulls.is_empty();
@@ -248,6 +255,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             .target()
             .filter(|accepted| accepted.target.generation > 0)
         else {
+            self.parts.shared.note_look();
             self.publish(view::no_target(self.info.as_ref()));
             return Next::WaitMs(FULL_LOOK_MS);
         };
@@ -274,6 +282,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             Err(error) => return self.engine_away(&error),
         };
         self.engine_back();
+        self.parts.shared.note_look();
         let now = self.parts.clock.now();
         if !self.knows_its_own {
             return self.adopt(&observed);
@@ -299,6 +308,10 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             pulling: !self.pulls.is_empty(),
             info: self.info.as_ref(),
         }));
+        if self.parts.selfupdate.is_some_and(SelfUpdate::is_on_trial) {
+            // An agent that has not proved itself changes nothing.
+            return Next::WaitMs(FULL_LOOK_MS);
+        }
         self.give_up_pulls(&accepted.target, &history);
         let begun = self.begin_pulls(&plan, &observed);
         let inline = |step: &&Step| !matches!(step, Step::Pull { .. });
@@ -353,6 +366,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             probes: &probes,
             refused: &self.refused,
             disk: disk::of_engine(Path::new(&info.root), self.parts.reserve, self.spool()),
+            agent: self.agent(),
         };
         if self.parts.shared.take_sight_lost() {
             self.memory.lose_sight();
@@ -361,6 +375,20 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
         let look = observe(self.parts.engine, &subject, &mut self.memory, now_ms).await?;
         self.prober.watch(look.trials);
         Ok(look.observed)
+    }
+
+    /// The agent itself, as it is now.
+    fn agent(&self) -> RunningAgent {
+        let Parts {
+            clock,
+            shared,
+            selfupdate,
+            ..
+        } = self.parts;
+        let (now, now_ms) = (clock.now(), clock.monotonic_ms());
+        selfupdate.map_or_else(RunningAgent::default, |agent| {
+            agent.running(now, now_ms, shared.hears())
+        })
     }
 
     /// Services that no update may begin of now; also of those that left the target.
@@ -472,6 +500,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             observed,
             files,
             history: self.histories.get(&key).cloned().unwrap_or_default(),
+            selfupdate: self.parts.selfupdate,
             now: clock.now(),
         };
         let before = execution.before(step);
@@ -525,6 +554,9 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
                     self.memory.began(&container.id);
                 }
                 self.finish(id, &key, change);
+                if self.parts.selfupdate.is_some_and(SelfUpdate::makes_place) {
+                    return Next::MakePlace;
+                }
             }
             Err(error) => {
                 self.repeated.1 = 0;

@@ -40,6 +40,8 @@ use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::reserve::Reserve;
 use crate::retry::Backoff;
 use crate::secrets;
+use crate::selfupdate::SelfUpdate;
+use crate::selfupdate::launcher::Launched;
 use crate::shared::{FETCHED_BY_ENGINE, JOURNAL_UNWRITABLE, Shared};
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
@@ -94,20 +96,47 @@ enum Ended {
     Asked,
     /// The journal on the disk can, or must, be opened again.
     ToOpenTheJournal,
+    /// Another agent is to run in the place of this one.
+    ToMakePlace,
 }
 
-/// Runs the agent until SIGTERM or SIGINT; containers keep running.
-pub async fn run(settings: &Settings, policy: &Policy) -> Result<(), RunError> {
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Somebody asked for it.
+    ToItsEnd,
+    /// The launcher is to choose again.
+    ToMakePlace,
+}
+
+/// Runs the agent until SIGTERM or SIGINT, or until another one is to run; containers keep running.
+pub async fn run(
+    settings: &Settings,
+    policy: &Policy,
+    launched: &Launched,
+) -> Result<Ran, RunError> {
     let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     if let Err(error) = hidden {
         tracing::warn!(error = %error, "what crashes is dumped, logins and all");
     }
     make_state_folder(&settings.state_dir)?;
     let _folder = FolderLock::take(&settings.state_dir)?;
-    while Box::pin(work(settings, policy)).await? == Ended::ToOpenTheJournal {
-        tracing::info!("the journal is opened again");
+    let clock = SystemClock::start();
+    let keys = &settings.update.keys;
+    let selfupdate = SelfUpdate::open(&settings.state_dir, launched, keys, clock.now());
+    loop {
+        match Box::pin(work(settings, policy, (&selfupdate, clock))).await? {
+            Ended::ToOpenTheJournal => tracing::info!("the journal is opened again"),
+            Ended::ToMakePlace => {
+                tracing::info!("this agent makes place for another one; containers stay");
+                return Ok(Ran::ToMakePlace);
+            }
+            Ended::Asked => {
+                selfupdate.end_trial_in_good_order();
+                return Ok(Ran::ToItsEnd);
+            }
+        }
     }
-    Ok(())
 }
 
 /// Opens the journal and reads it once. A device whose disk fails goes on with one in memory: it changes
@@ -146,7 +175,11 @@ async fn journal_again<C: Clock>(folder: &Path, journal: &Journal, clock: &C) {
     }
 }
 
-async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
+async fn work(
+    settings: &Settings,
+    policy: &Policy,
+    (selfupdate, clock): (&SelfUpdate, SystemClock),
+) -> Result<Ended, RunError> {
     let enrolment = Enrolment::load(&settings.state_dir)?;
     let opened = open_journal(&settings.state_dir)?;
     let journal = opened.journal;
@@ -163,7 +196,11 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         shared.notice("journal_rebuilt", &detail);
     }
     let client = client(settings, &enrolment)?;
-    let (clock, random) = (SystemClock::start(), SystemRandomness);
+    let random = SystemRandomness;
+    if let Some(why) = selfupdate.complaint() {
+        tracing::error!("{why}");
+        shared.notice("agent_versions", why);
+    }
     let notifier = Notifier::from_env();
     let engine = DockerEngine::new(
         &settings.docker.socket,
@@ -191,6 +228,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         shared: &shared,
         permission: &permission,
         clock: &clock,
+        selfupdate: Some(selfupdate),
     };
     let logins = ApiLogins::new(&client, &enrolment, &clock);
     let registries = Told {
@@ -238,6 +276,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
         reserve: &reserve,
         logins: &logins,
         transport: transport.as_ref(),
+        selfupdate: Some(selfupdate),
         rules: rules(settings),
         claim: &claim,
     })?;
@@ -252,6 +291,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
             .poll
             .interval_seconds
             .map(|seconds| 1_000 * seconds),
+        in_a_hurry: selfupdate.is_on_trial(),
     };
     let reporter = Reporter {
         client: &client,
@@ -264,6 +304,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
     };
     tracing::info!(
         device.id = %enrolment.uuid, server = %client.origin(), version = env!("CARGO_PKG_VERSION"),
+        place = selfupdate.status().place.word(), on_trial = selfupdate.is_on_trial(),
         "the agent runs"
     );
     let ended = tokio::sync::Notify::new();
@@ -271,6 +312,7 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
     notifier.ready();
     tokio::select! {
         outcome = reconciler.run(ended.notified()) => outcome?,
+        () = selfupdate.prove(&shared, &clock, &reserve) => {}
         () = poller.run() => {}
         () = reporter.run() => {}
         () = local_api.run() => {}
@@ -287,6 +329,9 @@ async fn work(settings: &Settings, policy: &Policy) -> Result<Ended, RunError> {
             ended.notify_one();
             tokio::time::sleep(SHUTDOWN_LIMIT).await;
         } => tracing::warn!("a step did not end in time; it is taken up at the next start"),
+    }
+    if selfupdate.makes_place() {
+        return Ok(Ended::ToMakePlace);
     }
     tracing::info!("the agent ended");
     Ok(Ended::Asked)

@@ -97,6 +97,10 @@ pub struct Shared {
     pulls: RefCell<Vec<PullReport>>,
     pulls_told_ms: Cell<u64>,
     sight_lost: Cell<bool>,
+    /// Whether the engine was looked at once.
+    looked: Cell<bool>,
+    /// Whether the server's last answer was a good one.
+    hears: Cell<bool>,
     /// Whether somebody wants the server asked, and it has not answered since.
     asked: Cell<bool>,
     hurried: Cell<bool>,
@@ -118,6 +122,8 @@ impl Shared {
             pulls: RefCell::default(),
             pulls_told_ms: Cell::default(),
             sight_lost: Cell::new(false),
+            looked: Cell::new(false),
+            hears: Cell::new(false),
             asked: Cell::new(false),
             hurried: Cell::new(false),
             reconcile: Notify::new(),
@@ -160,6 +166,28 @@ impl Shared {
     /// Whether that happened since it was last asked.
     pub fn take_sight_lost(&self) -> bool {
         self.sight_lost.take()
+    }
+
+    /// The engine was looked at, whole.
+    pub fn note_look(&self) {
+        self.looked.set(true);
+    }
+
+    /// Whether it ever was.
+    pub fn has_looked(&self) -> bool {
+        self.looked.get()
+    }
+
+    /// Notes whether the server gave a target that can be used, or said that the accepted one is it.
+    pub fn note_heard(&self, hears: bool) {
+        if self.hears.replace(hears) != hears {
+            self.reconcile.notify_one();
+        }
+    }
+
+    /// Whether it did the last time it was asked.
+    pub fn hears(&self) -> bool {
+        self.hears.get()
     }
 
     /// Somebody wants an update now: the server is asked, and what failed is tried again, at once.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::enrolment::Enrolment;
 use crate::lease::Lease;
 use crate::orders::{Orders, Pause};
+use crate::selfupdate::AgentStatus;
 use crate::shared::View;
 
 /// What runs and how far the device is.
@@ -25,6 +26,9 @@ pub struct Status {
     pub agent_version: String,
     /// The running agent's process; none when the agent does not run.
     pub agent_pid: Option<u32>,
+    /// Where that program came from, and what came of its last update.
+    #[serde(default)]
+    pub agent: AgentStatus,
     /// What images the device runs, once the engine told.
     pub platform: Option<Platform>,
     /// Generation of the accepted target; 0 before the first.
@@ -147,6 +151,8 @@ pub struct Beside {
     pub pulls: Vec<PullReport>,
     /// What the owner ordered.
     pub control: Control,
+    /// Where the agent's program came from.
+    pub agent: AgentStatus,
 }
 
 impl Status {
@@ -159,6 +165,7 @@ impl Status {
             api_url: enrolment.api_url.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_pid: beside.agent_pid,
+            agent: beside.agent,
             platform: machine.map(|(platform, _)| platform.clone()),
             generation: view.generation,
             target_etag: view.etag.clone(),

@@ -9,6 +9,9 @@ use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, Refresh
 /// Where the kernel names each start of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Where it tells how long ago that was.
+const UPTIME: &str = "/proc/uptime";
+
 /// Reads the machine's figures; processor use is measured between two readings.
 pub struct Machine {
     system: System,
@@ -51,9 +54,23 @@ impl Machine {
 }
 
 /// The kernel's name for this start of the machine, if it has one.
-fn boot_id() -> Option<String> {
+pub fn boot_id() -> Option<String> {
     let text = std::fs::read_to_string(BOOT_ID).ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// Milliseconds since the machine started; 0 where it does not tell.
+pub fn uptime_ms() -> u64 {
+    let text = std::fs::read_to_string(UPTIME).unwrap_or_default();
+    let seconds = text.split_whitespace().next().unwrap_or_default();
+    let (whole, part) = seconds.split_once('.').unwrap_or((seconds, ""));
+    let whole = whole.parse::<u64>().unwrap_or(0);
+    let part = format!("{part:0<3}")
+        .get(..3)
+        .and_then(|part| part.parse().ok());
+    whole
+        .saturating_mul(1_000)
+        .saturating_add(part.unwrap_or(0))
 }
 
 /// Free and total bytes of the file system that holds `path`: the deepest mount above it.

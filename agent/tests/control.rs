@@ -71,6 +71,7 @@ impl Bench {
             clock: &self.clock,
             random: &self.random,
             interval_ms: Some(20),
+            in_a_hurry: false,
         }
     }
 

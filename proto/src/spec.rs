@@ -212,6 +212,11 @@ impl ServiceSpec {
         self.restart.unwrap_or(RestartPolicy::Always)
     }
 
+    /// Whether the image is a release of the agent itself, and no container is made of it.
+    pub fn is_agent(&self) -> bool {
+        self.holdfast.as_ref().is_some_and(|options| options.agent)
+    }
+
     /// In which order old and new stop and start.
     pub fn strategy(&self) -> Strategy {
         let options = self.holdfast.as_ref();

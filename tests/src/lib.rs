@@ -5,6 +5,7 @@
 //! anything running when its last user is gone.
 
 pub mod agent;
+pub mod agent_release;
 pub mod alone;
 pub mod api;
 pub mod apt;

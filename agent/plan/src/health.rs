@@ -100,6 +100,11 @@ pub enum RejectReason {
         /// How often.
         times: u32,
     },
+    /// It was tried as the agent itself, and the one before it is back.
+    AgentFailed {
+        /// How it failed.
+        error: String,
+    },
 }
 
 impl RejectReason {
@@ -117,6 +122,7 @@ impl RejectReason {
             Self::CrashLoop { .. } => "crash_loop",
             Self::StartFailed { .. } => "start_failed",
             Self::AgentDied { .. } => "agent_died",
+            Self::AgentFailed { .. } => "agent_failed",
         }
     }
 }
@@ -145,6 +151,7 @@ impl fmt::Display for RejectReason {
             Self::CrashLoop { restarts } => write!(f, "it crashed and restarted {restarts} times"),
             Self::StartFailed { error } => write!(f, "it could not be started: {error}"),
             Self::AgentDied { times } => write!(f, "the agent died {times} times working on it"),
+            Self::AgentFailed { error } => f.write_str(error),
         }
     }
 }

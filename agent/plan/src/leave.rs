@@ -59,7 +59,13 @@ fn is_held(situation: &Situation<'_>, key: &ServiceKey, plan: &mut Plan) -> bool
     true
 }
 
-fn clear(key: &ServiceKey, container: ContainerRef, state: ContainerState, plan: &mut Plan) {
+/// Steps that leave nothing of a container.
+pub(crate) fn clear(
+    key: &ServiceKey,
+    container: ContainerRef,
+    state: ContainerState,
+    plan: &mut Plan,
+) {
     let key = key.clone();
     match state {
         ContainerState::Running | ContainerState::Paused | ContainerState::Restarting => {

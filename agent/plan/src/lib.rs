@@ -9,7 +9,10 @@
 //! - I8: a converged device gets an empty plan.
 //! - I9: only containers in [`Observed`], which carries this device's alone, are ever named.
 //! - I13: a rejected spec is not tried again until the target names another.
+//! - I14: no container of the agent's own release is ever started, and that release is tried only when
+//!   nothing else is on its way.
 
+mod agent;
 mod disk;
 mod health;
 mod history;
@@ -35,8 +38,9 @@ pub use hold::Hold;
 pub use images::{canonical, is_transit_name, keep_tag, rollback_ready};
 pub use network::{NetworkKey, SandboxSpec, attachments, is_of_the_network};
 pub use observed::{
-    Amounts, Container, ContainerRef, ContainerState, Health, ImagePresence, Joined, Network,
-    NetworkState, Observed, Published, Sandbox, StoredImage, Stranger,
+    AgentWait, Amounts, Container, ContainerRef, ContainerState, FailedAgent, Health,
+    ImagePresence, Joined, Network, NetworkState, Observed, Published, RunningAgent, Sandbox,
+    StoredImage, Stranger,
 };
 pub use schedule::{Closed, Opening, ZonedWindow, opening};
 pub use step::{Plan, PullReason, RemoveReason, Step, StopReason};
@@ -64,8 +68,13 @@ pub struct Situation<'a> {
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut priorities = BTreeMap::new();
+    let mut agent = None;
     for (key, service) in situation.target.services() {
-        service::plan(situation, &key, service, &mut plan);
+        if service.config.is_agent() {
+            agent = agent::plan(situation, &key, service, &mut plan).or(agent);
+        } else {
+            service::plan(situation, &key, service, &mut plan);
+        }
         priorities.insert(key, service.config.priority());
     }
     leave::plan(situation, &priorities.keys().cloned().collect(), &mut plan);
@@ -76,6 +85,9 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
         });
     }
     images::plan(situation, &mut plan);
+    if let Some(step) = agent {
+        agent::begin(situation, step, &mut plan);
+    }
     // Stable: the steps of one service keep their order.
     plan.steps.sort_by_key(|step| {
         let priority = priorities.get(step.key()).copied().unwrap_or(0);
@@ -133,6 +145,7 @@ fn urgency(step: &Step) -> u8 {
             ..
         }
         | Step::Release { .. }
-        | Step::Collect { .. } => 8,
+        | Step::Collect { .. }
+        | Step::ReplaceAgent { .. } => 8,
     }
 }

@@ -7,6 +7,7 @@ use holdfast_proto::id::{DeviceId, ServiceKey, ServiceName};
 use holdfast_proto::image::{ConfigDigest, Platform};
 use holdfast_proto::spec::{Port, Protocol, RestartPolicy, ServiceSpec};
 use holdfast_proto::target::{Identity, ServiceTarget};
+use holdfast_proto::time::Timestamp;
 
 use crate::disk::Disk;
 use crate::health::ProbeState;
@@ -35,6 +36,45 @@ pub struct Observed {
     pub stored: Option<Vec<StoredImage>>,
     /// The room where the engine keeps them; none if it cannot be measured.
     pub disk: Option<Disk>,
+    /// The agent itself, as the program that looks.
+    pub agent: RunningAgent,
+}
+
+/// The agent itself: which release runs, and what came of the last one that was tried.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunningAgent {
+    /// The release that runs; none while it is the program that was installed with the machine.
+    pub identity: Option<Identity>,
+    /// Its pinned image, for reports.
+    pub image: Option<String>,
+    /// Whether that release has yet to prove itself, and until when it may.
+    pub on_trial_until: Option<Timestamp>,
+    /// A release that was tried and failed, so that the one before it runs again.
+    pub failed: Option<FailedAgent>,
+    /// The release in whose place somebody installed another program on this device.
+    pub superseded: Option<Identity>,
+    /// Why none can be tried now.
+    pub waits: Option<AgentWait>,
+}
+
+/// Why no release of the agent can be tried now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentWait {
+    /// The release that is meant; every one, if none.
+    pub of: Option<Identity>,
+    /// Until when, if time alone decides.
+    pub until: Option<Timestamp>,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// A release of the agent that failed here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedAgent {
+    /// Which one.
+    pub identity: Identity,
+    /// How, in words.
+    pub reason: String,
 }
 
 /// One image in the engine's store.

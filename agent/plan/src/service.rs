@@ -15,6 +15,7 @@ use crate::Situation;
 use crate::health::ends_by_itself;
 use crate::history::{Retry, ServiceHistory};
 use crate::hold::Hold;
+use crate::leave;
 use crate::observed::{Container, ContainerState};
 use crate::step::{Plan, RemoveReason, Step, StopReason};
 
@@ -80,7 +81,7 @@ pub(crate) fn wait_until(until: Timestamp, plan: &mut Plan) {
 }
 
 /// One service's part of the situation.
-struct View<'a> {
+pub(crate) struct View<'a> {
     situation: &'a Situation<'a>,
     key: &'a ServiceKey,
     history: &'a ServiceHistory,
@@ -88,7 +89,11 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(situation: &'a Situation<'a>, key: &'a ServiceKey, history: &'a ServiceHistory) -> Self {
+    pub(crate) fn new(
+        situation: &'a Situation<'a>,
+        key: &'a ServiceKey,
+        history: &'a ServiceHistory,
+    ) -> Self {
         Self {
             situation,
             key,
@@ -236,18 +241,42 @@ impl<'a> View<'a> {
         }
     }
 
+    pub(crate) fn hold_unresolved(&self, service: &ServiceTarget, plan: &mut Plan) {
+        let resolution = service
+            .pin
+            .as_ref()
+            .and_then(|pin| pin.resolution.error.clone());
+        plan.holds.push(Hold::Unresolved {
+            key: self.key.clone(),
+            image: service.image_name.clone(),
+            error: resolution.unwrap_or_else(|| "it was not resolved yet".to_owned()),
+        });
+    }
+
+    /// Steps that leave no container and no sandbox of the service.
+    pub(crate) fn clear_away(&self, plan: &mut Plan) {
+        let containers = self.containers.iter();
+        let containers = containers.map(|found| (found.handle(), found.state));
+        let sandboxes = self.situation.observed.sandboxes.iter();
+        let sandboxes = sandboxes.filter(|sandbox| {
+            let mut users = self.containers.iter();
+            sandbox.key == *self.key
+                && !users.any(|user| user.network.shares.as_ref() == Some(&sandbox.id))
+        });
+        let sandboxes = sandboxes.map(|found| (found.handle(), found.state));
+        let stays = |state: ContainerState| {
+            // What runs was a service before: it ends when that may be.
+            state.is_up() && self.situation.closed.contains_key(self.key)
+        };
+        for (container, state) in containers.chain(sandboxes).filter(|(_, s)| !stays(*s)) {
+            leave::clear(self.key, container, state, plan);
+        }
+    }
+
     /// Brings a spec towards its gate while the last good one goes on serving.
     fn attempt(&self, service: &ServiceTarget, plan: &mut Plan) {
         let Some(identity) = service.identity() else {
-            let resolution = service
-                .pin
-                .as_ref()
-                .and_then(|pin| pin.resolution.error.clone());
-            plan.holds.push(Hold::Unresolved {
-                key: self.key.clone(),
-                image: service.image_name.clone(),
-                error: resolution.unwrap_or_else(|| "it was not resolved yet".to_owned()),
-            });
+            self.hold_unresolved(service, plan);
             self.serve_meanwhile(false, plan);
             return;
         };
@@ -296,6 +325,16 @@ impl<'a> View<'a> {
 
     /// Whether the device or its owner does not want this update now; what may be prepared is.
     fn is_held(&self, service: &ServiceTarget, plan: &mut Plan) -> bool {
+        // A first deployment interrupts nobody, so that only a pause holds it.
+        self.is_held_unless_first(service, self.history.last_good.is_none(), plan)
+    }
+
+    pub(crate) fn is_held_unless_first(
+        &self,
+        service: &ServiceTarget,
+        is_first: bool,
+        plan: &mut Plan,
+    ) -> bool {
         if let Some(why) = self.situation.observed.refused.get(self.key) {
             plan.holds.push(Hold::Refused {
                 key: self.key.clone(),
@@ -303,9 +342,8 @@ impl<'a> View<'a> {
             });
             return true;
         }
-        // A first deployment interrupts nobody, so that only a pause holds it.
         let closed = self.situation.closed.get(self.key);
-        let closed = closed.filter(|closed| closed.is_pause() || self.history.last_good.is_some());
+        let closed = closed.filter(|closed| closed.is_pause() || !is_first);
         let Some(closed) = closed else {
             return false;
         };

@@ -257,6 +257,18 @@ pub enum Step {
         /// The service.
         key: ServiceKey,
     },
+    /// Take the agent's own program out of a release's image, prove it, and begin its trial in the place of
+    /// the one that runs.
+    ReplaceAgent {
+        /// The service that names the release.
+        key: ServiceKey,
+        /// The name of the container that the files are read from; it is never started.
+        name: String,
+        /// The target's generation.
+        generation: u64,
+        /// The release.
+        service: Box<ServiceTarget>,
+    },
 }
 
 /// Why an image is pulled.
@@ -355,6 +367,7 @@ impl Step {
             | Self::SetAmounts { key, .. }
             | Self::Complete { key, .. }
             | Self::RemoveNetwork { key, .. }
+            | Self::ReplaceAgent { key, .. }
             | Self::Pardon { key }
             | Self::Forget { key } => key,
         }
@@ -385,6 +398,7 @@ impl Step {
             Self::RemoveNetwork { .. } => "remove_network",
             Self::Pardon { .. } => "pardon",
             Self::Forget { .. } => "forget",
+            Self::ReplaceAgent { .. } => "replace_agent",
         }
     }
 
@@ -417,7 +431,8 @@ impl Step {
             | Self::Reject { .. }
             | Self::Remove { .. }
             | Self::Pardon { .. }
-            | Self::Forget { .. } => None,
+            | Self::Forget { .. }
+            | Self::ReplaceAgent { .. } => None,
         }
     }
 }
@@ -447,7 +462,8 @@ impl Step {
             | Self::RemoveNetwork { .. }
             | Self::Remove { .. }
             | Self::Pardon { .. }
-            | Self::Forget { .. } => None,
+            | Self::Forget { .. }
+            | Self::ReplaceAgent { .. } => None,
         }
     }
 
@@ -460,6 +476,7 @@ impl Step {
             | Self::Create { .. }
             | Self::CreateNetwork { .. }
             | Self::CreateSandbox { .. }
+            | Self::ReplaceAgent { .. }
             | Self::Stop {
                 why: StopReason::Replaced | StopReason::MakesRoom,
                 ..
@@ -626,6 +643,13 @@ impl fmt::Display for Step {
                 )
             }
             Self::Forget { key } => write!(f, "{key}: forget, nothing of it is left"),
+            Self::ReplaceAgent { key, service, .. } => {
+                write!(
+                    f,
+                    "{key}: try the agent of {}",
+                    short_image(&service.image_name)
+                )
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ mod world;
 use std::collections::BTreeMap;
 
 use holdfast_plan::{
-    Amounts, Container, ContainerState, History, ImagePresence, NetworkState, Observed, Rejected,
-    Sandbox, SandboxSpec,
+    Amounts, Container, ContainerState, FailedAgent, History, ImagePresence, NetworkState,
+    Observed, Rejected, RunningAgent, Sandbox, SandboxSpec,
 };
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::time::Timestamp;
@@ -44,6 +44,8 @@ const NEEDY: [&str; 5] = [
     "A net=service:a",
     "B join=back",
 ];
+/// Specs of `c` only: one agent runs on a device. That of C fails its trial.
+const AGENTS: [&str; 3] = ["A agent=yes", "B agent=yes", "C agent=yes"];
 
 fn state() -> impl Strategy<Value = ContainerState> {
     prop_oneof![
@@ -58,10 +60,11 @@ fn state() -> impl Strategy<Value = ContainerState> {
 
 fn spec_of(service: &'static str) -> BoxedStrategy<&'static str> {
     let any = prop::sample::select(SPECS.to_vec());
-    if service == "a" {
-        any.boxed()
-    } else {
-        prop_oneof![3 => any, 1 => prop::sample::select(NEEDY.to_vec())].boxed()
+    let needy = prop::sample::select(NEEDY.to_vec());
+    match service {
+        "a" => any.boxed(),
+        "b" => prop_oneof![3 => any, 1 => needy].boxed(),
+        _ => prop_oneof![3 => any, 1 => needy, 1 => prop::sample::select(AGENTS.to_vec())].boxed(),
     }
 }
 
@@ -130,6 +133,8 @@ prop_compose! {
         completed in prop::collection::vec(service_spec(), 0..2),
         images in prop::collection::vec(any_image(), 0..3),
         networks in prop::collection::vec(prop::sample::select(vec!["default", "back", "old"]), 0..3),
+        runs in prop::option::of(prop::sample::select(AGENTS.to_vec())),
+        failed in prop::option::of(prop::sample::select(AGENTS.to_vec())),
     ) -> Model {
         let mut target: BTreeMap<_, _> = target
             .into_iter()
@@ -216,6 +221,14 @@ prop_compose! {
                 images: images.collect(),
                 stored: Some(stored),
                 disk: None,
+                agent: RunningAgent {
+                    identity: runs.and_then(|spec| world::service("c", spec).identity()),
+                    failed: failed.filter(|spec| runs != Some(*spec)).and_then(|spec| {
+                        let identity = world::service("c", spec).identity()?;
+                        Some(FailedAgent { identity, reason: "it died".to_owned() })
+                    }),
+                    ..RunningAgent::default()
+                },
             },
             history,
         )

@@ -7,9 +7,10 @@ mod world;
 use std::collections::BTreeMap;
 
 use holdfast_plan::{
-    Amounts, Attempts, Closed, Container, ContainerRef, ContainerState, Disk, GateRules, Health,
-    History, ImagePresence, Joined, NetworkState, Observed, ProbeState, Rejected, Retry, Sandbox,
-    SandboxSpec, Situation, StoredImage, Stranger, plan,
+    AgentWait, Amounts, Attempts, Closed, Container, ContainerRef, ContainerState, Disk,
+    FailedAgent, GateRules, Health, History, ImagePresence, Joined, NetworkState, Observed,
+    ProbeState, Rejected, Retry, RunningAgent, Sandbox, SandboxSpec, Situation, StoredImage,
+    Stranger, plan,
 };
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::ServiceKey;
@@ -57,11 +58,24 @@ struct Scenario {
     /// Names of images that could not be given or taken away a moment ago.
     #[serde(default)]
     stuck: Vec<String>,
+    #[serde(default)]
+    agent: AgentRow,
     free_mb: Option<u64>,
     free_inodes: Option<u64>,
     #[serde(default)]
     history: BTreeMap<String, Past>,
     plan: String,
+}
+
+/// The agent itself, releases by their specs.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AgentRow {
+    runs: Option<String>,
+    trial_s: Option<i64>,
+    failed: Option<String>,
+    superseded: Option<String>,
+    waits_s: Option<i64>,
 }
 
 fn two() -> u64 {
@@ -334,6 +348,26 @@ fn observed(scenario: &Scenario) -> Observed {
             floor_bytes: 16_000_000,
             copies: 1,
         }),
+        agent: agent(&scenario.agent),
+    }
+}
+
+fn agent(row: &AgentRow) -> RunningAgent {
+    let identity = |spec: &Option<String>| service("web", spec.as_deref()?).identity();
+    RunningAgent {
+        identity: identity(&row.runs),
+        on_trial_until: row.trial_s.map(|seconds| NOW.plus_ms(seconds * 1000)),
+        failed: identity(&row.failed).map(|identity| FailedAgent {
+            identity,
+            reason: "it died".to_owned(),
+        }),
+        superseded: identity(&row.superseded),
+        waits: row.waits_s.map(|seconds| AgentWait {
+            of: None,
+            until: Some(NOW.plus_ms(seconds * 1000)),
+            why: "it did not reach the control API".to_owned(),
+        }),
+        image: None,
     }
 }
 

@@ -24,6 +24,8 @@ use crate::orders::Orders;
 use crate::permission::Permission;
 use crate::reconcile;
 use crate::reserve::Reserve;
+use crate::selfupdate::slots::{Came, Outcome, Place};
+use crate::selfupdate::{AgentStatus, SelfUpdate};
 use crate::shared::Accepted;
 use crate::status::{Beside, Control, PlanStatus, Status};
 
@@ -61,6 +63,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
     let clock = SystemClock::start();
     let permission = Permission::new(&settings.updates, Orders::load(&settings.state_dir));
     let reserve = Reserve::of(&settings.state_dir, settings.disk.reserve_bytes());
+    let agent = SelfUpdate::asleep(&settings.state_dir);
     let subject = Subject {
         device: &enrolment.uuid,
         info: &info,
@@ -72,6 +75,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         },
         probes: &BTreeMap::new(),
         refused: &BTreeMap::new(),
+        agent: agent.1,
         disk: disk::of_engine(
             std::path::Path::new(&info.root),
             &reserve,
@@ -109,6 +113,7 @@ async fn look(settings: &Settings) -> anyhow::Result<(Status, PlanStatus)> {
         notices: Vec::new(),
         pulls: Vec::new(),
         control: Control::of(permission.orders(), clock.monotonic_ms()),
+        agent: agent.0,
     };
     let status = Status::of(&enrolment, &view, beside);
     Ok((status, PlanStatus::of(&view)))
@@ -210,6 +215,7 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
         row("device", status.uuid.to_string()),
         row("server", status.api_url.clone()),
         row("agent", agent),
+        row("program", program(&status.agent_version, &status.agent)),
         row("engine", engine.unwrap_or_else(|| "not known".to_owned())),
         row("target", target),
     ];
@@ -244,6 +250,35 @@ fn status_table(status: &Status, out: &mut dyn Write) -> std::io::Result<()> {
     }
     let steps = status.steps.iter().map(String::as_str);
     what_next(steps, &status.holds, out)
+}
+
+/// `0.2.0 from registry.example/agent@sha256:0123456789ab (slot a); last update: 0.2.0 confirmed at …`.
+fn program(version: &str, agent: &AgentStatus) -> String {
+    let from = match (&agent.image, agent.place) {
+        (Some(image), Place::Package) => format!(" from {}, as installed", short_image(image)),
+        (Some(image), place) => format!(" from {} (slot {})", short_image(image), place.word()),
+        (None, _) => ", as installed".to_owned(),
+    };
+    let trial = if agent.on_trial { ", on trial" } else { "" };
+    let last = agent.last.as_ref().map(|last| {
+        let Outcome {
+            version,
+            came,
+            reason,
+            at,
+            ..
+        } = last;
+        let came = match came {
+            Came::Confirmed => "confirmed",
+            Came::Rejected => "rejected",
+            Came::Unreached => "taken back, it is tried again",
+            Came::Superseded => "superseded",
+        };
+        let reason = reason.as_ref().map(|reason| format!(": {reason}"));
+        let reason = reason.unwrap_or_default();
+        format!("; last update: {version} {came} at {at}{reason}")
+    });
+    format!("{version}{from}{trial}{}", last.unwrap_or_default())
 }
 
 /// `registry.example/web: 12.3 of at most 60.0 MB, 256 kB/s, at most 3 min left`.

@@ -9,16 +9,18 @@ use holdfast_registry::Mirror;
 use serde::Deserialize;
 
 use super::{
-    ApiSettings, DeviceSettings, DiskSettings, DockerSettings, FetchBy, GateSettings,
-    LocalApiSettings, LogFormat, LogSettings, PeerSettings, PolicySettings, PollSettings,
-    PullSettings, RegistryEntry, ReportSettings, Settings, UpdateSettings,
+    AgentUpdateSettings, ApiSettings, DEFAULT_STATE_DIR, DeviceSettings, DiskSettings,
+    DockerSettings, FetchBy, GateSettings, LocalApiSettings, LogFormat, LogSettings, PeerSettings,
+    PolicySettings, PollSettings, PullSettings, RegistryEntry, ReportSettings, Settings,
+    UpdateSettings,
 };
 use crate::control::client::Origin;
 use crate::permission::zone;
+use crate::selfupdate::minisign::PublicKey;
 use crate::telemetry::LEVELS;
 
 /// The top-level keys.
-pub(super) const SECTIONS: [&str; 16] = [
+pub(super) const SECTIONS: [&str; 17] = [
     "api",
     "state_dir",
     "runtime_dir",
@@ -31,6 +33,7 @@ pub(super) const SECTIONS: [&str; 16] = [
     "peers",
     "disk",
     "updates",
+    "update",
     "local_api",
     "log",
     "policy",
@@ -52,6 +55,7 @@ pub(super) struct Input {
     peers: Peers,
     disk: Disk,
     updates: Updates,
+    update: AgentUpdate,
     local_api: LocalApi,
     log: Log,
     policy: PolicyFile,
@@ -140,6 +144,12 @@ struct Updates {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+struct AgentUpdate {
+    keys: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct LocalApi {
     socket: Option<PathBuf>,
 }
@@ -216,7 +226,7 @@ impl Input {
             state_dir: path(
                 "state_dir",
                 self.state_dir,
-                Path::new("/var/lib/holdfast"),
+                Path::new(DEFAULT_STATE_DIR),
                 &mut faults,
             ),
             secrets_on_disk: self.secrets_on_disk,
@@ -257,6 +267,7 @@ impl Input {
             peers: peers(self.peers, &mut faults),
             disk: disk(&self.disk, &mut faults),
             updates: updates(self.updates, &runtime_dir, &mut faults),
+            update: agent_update(self.update, &mut faults),
             local_api: LocalApiSettings {
                 socket: path(
                     "local_api.socket",
@@ -289,6 +300,22 @@ impl Input {
             Err(faults.0)
         }
     }
+}
+
+/// Keys are for a release and the ones before and after it; more are a mistake.
+const MAX_KEYS: usize = 8;
+
+fn agent_update(input: AgentUpdate, faults: &mut Faults) -> AgentUpdateSettings {
+    if input.keys.len() > MAX_KEYS {
+        faults.add("update.keys", &format!("more than {MAX_KEYS} keys"));
+    }
+    for (position, key) in input.keys.iter().enumerate() {
+        if let Err(detail) = PublicKey::parse(key) {
+            let detail = format!("{detail}: write the line of its `.pub` file that begins with RW");
+            faults.add(&format!("update.keys[{position}]"), &detail);
+        }
+    }
+    AgentUpdateSettings { keys: input.keys }
 }
 
 fn api(input: Api, faults: &mut Faults) -> ApiSettings {

@@ -31,6 +31,40 @@ fn an_empty_file_gives_the_documented_defaults() {
 }
 
 #[test]
+fn the_launcher_finds_the_state_folder_in_files_that_it_does_not_understand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.yaml");
+    let found = |text: &str, environment: &[(String, String)]| {
+        std::fs::write(&path, text).unwrap();
+        Settings::state_dir(&path, environment)
+    };
+    let none: [(String, String); 0] = [];
+    assert_eq!(found("news: 1\nstate_dir: /x", &none), Path::new("/x"));
+    for text in ["", "{", "state_dir: [1]", "- 1"] {
+        assert_eq!(found(text, &none), Path::new(DEFAULT_STATE_DIR), "{text}");
+    }
+    let environment = [("HOLDFAST_STATE_DIR".to_owned(), "/y".to_owned())];
+    assert_eq!(found("state_dir: /x", &environment), Path::new("/y"));
+    let missing = folder.path().join("none");
+    assert_eq!(
+        Settings::state_dir(&missing, &none),
+        Path::new(DEFAULT_STATE_DIR)
+    );
+}
+
+#[test]
+fn a_key_that_is_none_is_named() {
+    let key = "RWS10srXbyuLybZ+d2xI6RJQf7xIdgFKxVG15YOGgtHAWnBzc3GjTZGf";
+    let settings = parse(&format!("update: {{keys: ['{key}']}}"), &[]).unwrap();
+    assert_eq!(settings.update.keys, [key]);
+    let refused = parse(&format!("update: {{keys: ['{key}', 'x']}}"), &[]).unwrap_err();
+    assert!(
+        refused.starts_with("update.keys[1]: it is not a minisign public key"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn the_environment_wins_over_the_file() {
     let file = "api: {url: 'https://one.example'}\nlog: {level: warn}\ngate: {stable_seconds: 3}";
     let settings = parse(

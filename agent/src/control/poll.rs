@@ -111,6 +111,8 @@ pub struct Poller<'a, C, R> {
     pub random: &'a R,
     /// Time between two questions, if a person set it.
     pub interval_ms: Option<u64>,
+    /// Whether the first question is for the whole document, which a server answers without holding it back.
+    pub in_a_hurry: bool,
 }
 
 /// What the loop remembers between two questions.
@@ -150,14 +152,17 @@ impl<C: Clock, R: Randomness> Poller<'_, C, R> {
         let mut backoff = Backoff::new(RETRY_MIN_MS, RETRY_MAX_MS, self.random.number());
         let mut whole_at = self.clock.monotonic_ms() + WHOLE_INTERVAL_MS;
         let mut asked = Asked::default();
+        let mut hurries = self.in_a_hurry;
         loop {
             let now = self.clock.monotonic_ms();
-            let whole = now >= whole_at;
+            let whole = now >= whole_at || std::mem::take(&mut hurries);
             if whole {
                 whole_at = now + WHOLE_INTERVAL_MS;
             }
             let polled = self.once(whole, &mut asked).await;
             self.shared.note_asked();
+            let good = matches!(polled, Ok(Polled::Same | Polled::Accepted));
+            self.shared.note_heard(good);
             let pause_ms = match polled {
                 Ok(polled) => {
                     self.shared.clear_notice(UNAUTHORISED);

@@ -3,6 +3,7 @@
 //! Refuses to trust a status alone (an engine may fail and yet have done it: look again), and to wait
 //! for ever: every call has a bound.
 
+mod archive;
 mod exec;
 mod image;
 mod libpod;
@@ -34,10 +35,11 @@ use holdfast_proto::image::Platform;
 use holdfast_proto::spec::RestartPolicy;
 use holdfast_proto::target::Identity;
 
+use super::member::Sink;
 use super::{
     Engine, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork, Executed, Fetch,
-    ImageStore, NewContainer, NewSandbox, Operation, StoredImage, convert, guard, known, labels,
-    sandbox,
+    ImageStore, NewContainer, NewSandbox, Operation, ReadError, StoredImage, convert, guard, known,
+    labels, sandbox,
 };
 use crate::fault::foreign;
 use crate::policy::Policy;
@@ -578,6 +580,16 @@ impl Engine for DockerEngine {
 
     async fn remove_image(&self, image: &str) -> Result<(), EngineError> {
         self.remove_image_or_name(image).await
+    }
+
+    async fn read_file(
+        &self,
+        id: &str,
+        path: &str,
+        most_bytes: u64,
+        take: Sink<'_>,
+    ) -> Result<(), ReadError> {
+        self.read_archive(id, path, most_bytes, take).await
     }
 
     async fn exec(

@@ -295,6 +295,7 @@ fn says_it_cannot_start(error: &EngineError) -> bool {
         | EngineError::Unsupported(_)
         | EngineError::Forbidden(_)
         | EngineError::Files(_)
+        | EngineError::Program(_)
         | EngineError::Nonsense { .. } => false,
     }
 }

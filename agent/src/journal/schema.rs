@@ -7,8 +7,12 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::JournalError;
 
-/// The format that this agent writes.
+/// The format that this agent writes. SQLite's `user_version` keeps it in its lower half. What a later agent adds
+/// beside it (tables and columns with defaults, which this one neither reads nor writes) may be counted in the upper
+/// half: an update of the agent can be taken back, so that one version must be able to go on with the journal of
+/// the next. A new format waits until the version before it can read it.
 const FORMAT: i64 = 1;
+const FORMAT_BITS: i64 = 0xffff;
 
 pub(super) const TABLES: &str = "
 create table meta (key text primary key, value integer not null) without rowid;
@@ -84,13 +88,13 @@ pub(super) fn migrate(db: &Connection) -> Result<(), JournalError> {
     let found: i64 = db
         .query_row("pragma user_version", [], |row| row.get(0))
         .map_err(JournalError::Read)?;
-    if found > FORMAT {
+    if found & FORMAT_BITS > FORMAT || found < 0 {
         return Err(JournalError::Newer {
             found,
             known: FORMAT,
         });
     }
-    if found == FORMAT {
+    if found & FORMAT_BITS == FORMAT {
         // What older agents did not write and do not read changes no format, so that one of them can be
         // installed again. Nothing is written when it is there.
         return db.execute_batch(LATER_TABLES).map_err(JournalError::Write);

@@ -403,6 +403,43 @@ fn a29_a_newer_format_is_refused_and_left_alone() {
 }
 
 #[test]
+fn what_the_next_agent_added_is_left_as_it_is() {
+    let folder = folder();
+    open(&folder).set_target(&target(7)).unwrap();
+    let path = folder.path().join("journal.db");
+    let later = (1 << 16) | 1;
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch(
+        "alter table services add column note text not null default '';
+         create table news (id integer primary key, text text not null);
+         insert into news (text) values ('kept');",
+    )
+    .unwrap();
+    db.pragma_update(None, "user_version", later).unwrap();
+    drop(db);
+    let journal = open(&folder);
+    assert_eq!(journal.target().unwrap(), Some(target(7)));
+    let intent = Intent {
+        key: key(),
+        step: "create".to_owned(),
+        candidate: None,
+    };
+    let change = Change::Set(Box::default());
+    let id = journal.begin(&intent, &change, Timestamp::default());
+    journal.finish(id.unwrap(), &key(), &Change::None).unwrap();
+    assert_eq!(journal.histories().unwrap().len(), 1);
+    drop(journal);
+    let db = Connection::open(&path).unwrap();
+    let version: i64 = db
+        .query_row("pragma user_version", [], |row| row.get(0))
+        .unwrap();
+    let news: String = db
+        .query_row("select text from news", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!((version, news.as_str()), (later, "kept"));
+}
+
+#[test]
 fn the_file_is_private() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = folder();

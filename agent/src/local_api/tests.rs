@@ -69,6 +69,7 @@ impl Site {
             shared: &self.shared,
             permission: &self.permission,
             clock: &self.clock,
+            selfupdate: None,
         };
         tokio::select! {
             // First: it listens before the test asks.
@@ -207,6 +208,7 @@ async fn without_a_folder_for_the_socket_the_agent_goes_on() {
         shared: &site.shared,
         permission: &site.permission,
         clock: &site.clock,
+        selfupdate: None,
     };
     let mut run = std::pin::pin!(api.run());
     assert!(futures_util::poll!(&mut run).is_pending());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use holdfast_plan::{Container, Hold, Observed, Plan, ServiceHistory};
+use holdfast_plan::{Container, Hold, Observed, Plan, Rejected, ServiceHistory};
 use holdfast_proto::current::{
     AppReport, EngineReport, HoldReport, RejectedReport, ServiceReport, UpdateStatus,
 };
@@ -162,6 +162,9 @@ fn service(sight: &Sight<'_>, key: &ServiceKey, target: Option<&ServiceTarget>) 
     let rejected = history
         .zip(target)
         .and_then(|(history, target)| history.rejects(target));
+    if target.is_some_and(|target| target.config.is_agent()) {
+        return agent(sight, rejected);
+    }
     let container = serving(sight, key);
     ServiceReport {
         container_id: container.map(|container| container.id.clone()),
@@ -181,10 +184,32 @@ fn service(sight: &Sight<'_>, key: &ServiceKey, target: Option<&ServiceTarget>) 
             .is_some_and(|(container, good)| container.is(good)),
         rollback_ready: history
             .and_then(|history| holdfast_plan::rollback_ready(sight.observed, history)),
-        rejected: rejected.map(|rejected| RejectedReport {
-            image: rejected.image.clone(),
-            reason: rejected.reason.clone(),
-            at: rejected.at,
-        }),
+        rejected: rejected.map(rejection),
+    }
+}
+
+fn rejection(rejected: &Rejected) -> RejectedReport {
+    RejectedReport {
+        image: rejected.image.clone(),
+        reason: rejected.reason.clone(),
+        at: rejected.at,
+    }
+}
+
+/// The agent itself as a service: it has no container, and runs as long as it can say so.
+fn agent(sight: &Sight<'_>, rejected: Option<&Rejected>) -> ServiceReport {
+    let agent = &sight.observed.agent;
+    ServiceReport {
+        container_id: None,
+        container_name: None,
+        image: agent.image.clone(),
+        config_digest: agent.identity.map(|identity| identity.config_digest),
+        generation: None,
+        state: "running".to_owned(),
+        health: None,
+        restart_count: 0,
+        verified: agent.identity.is_some() && agent.on_trial_until.is_none(),
+        rollback_ready: None,
+        rejected: rejected.map(rejection),
     }
 }

@@ -58,7 +58,7 @@ pub const FIELDS: [(&str, &str); 46] = [
     ("configs", "list of source, target, uid, gid, mode, content"),
     (
         "x-holdfast",
-        "how it is updated: strategy, handover_timeout, sandbox, soak, probe, windows, priority",
+        "how it is updated: agent, strategy, handover_timeout, sandbox, soak, probe, windows, priority",
     ),
     // Read by the operator's CLI, which writes the variables into `environment`.
     (
@@ -87,6 +87,9 @@ impl ServiceSpec {
         if let Some(options) = &self.holdfast {
             options.check(!self.ports.is_empty(), &at.member("x-holdfast"), errors);
         }
+        if self.is_agent() {
+            self.check_agent(at, errors);
+        }
         let lists = [
             ("environment", self.environment.len()),
             ("ports", self.ports.len()),
@@ -100,6 +103,27 @@ impl ServiceSpec {
                         .error(format!("more than {MAX_ITEMS} entries")),
                 );
             }
+        }
+    }
+
+    /// The agent's own release has an image and nothing that a container would be made with.
+    fn check_agent(&self, at: &Pointer, errors: &mut Vec<FieldError>) {
+        let bare = Self {
+            image: self.image.clone(),
+            holdfast: self.holdfast.clone(),
+            extensions: self.extensions.clone(),
+            ..Self::default()
+        };
+        // Both are plain data with text keys; serde_json can write all of these.
+        let fields = |spec: &Self| match serde_json::to_value(spec) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            Ok(_) | Err(_) => serde_json::Map::new(),
+        };
+        let bare = fields(&bare);
+        for name in fields(self).keys().filter(|name| !bare.contains_key(*name)) {
+            let detail = "the agent's own release (`x-holdfast.agent`) runs in no container: it has an \
+                          image and nothing else";
+            errors.push(at.member(name).error(detail));
         }
     }
 

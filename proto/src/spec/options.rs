@@ -42,6 +42,10 @@ const MAX_PRIORITY: i32 = 1_000;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpdateOptions {
+    /// Whether the image is a release of the agent itself: no container is made of it, the agent replaces
+    /// its own program by the one in it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub agent: bool,
     /// In which order old and new stop and start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Strategy>,
@@ -69,6 +73,19 @@ pub struct UpdateOptions {
 
 impl UpdateOptions {
     pub(super) fn check(&self, publishes: bool, at: &Pointer, errors: &mut Vec<FieldError>) {
+        if self.agent {
+            let of_a_container = [
+                ("strategy", self.strategy.is_some()),
+                ("handover_timeout", self.handover_timeout.is_some()),
+                ("sandbox", self.sandbox.is_some()),
+                ("soak", self.soak.is_some()),
+                ("probe", self.probe.is_some()),
+            ];
+            for (name, _) in of_a_container.into_iter().filter(|(_, given)| *given) {
+                let detail = "the agent's own release runs in no container: leave it out";
+                errors.push(at.member(name).error(detail));
+            }
+        }
         let hand_over = self.strategy == Some(Strategy::HandOver);
         if hand_over && publishes {
             let detail = "hand-over runs two containers at once, and only one can hold the \

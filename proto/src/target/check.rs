@@ -108,7 +108,38 @@ fn check(apps: &[SeenApp<'_>]) -> Vec<FieldError> {
         check_app(app, &mut errors);
     }
     check_ports(apps, &mut errors);
+    check_agents(apps, &mut errors);
     errors
+}
+
+/// One agent runs on a device, and no service can wait for it or use its network.
+fn check_agents(apps: &[SeenApp<'_>], errors: &mut Vec<FieldError>) {
+    let mut first: Option<String> = None;
+    for app in apps {
+        let agents = app.services.iter().filter(|one| one.spec.is_agent());
+        for service in agents {
+            let name = format!("{}/{}", app.key, service.name);
+            if let Some(first) = &first {
+                let detail = format!("`{first}` is this device's agent already: name one release");
+                let options = service.at.member("config").member("x-holdfast");
+                errors.push(options.member("agent").error(detail));
+            }
+            first.get_or_insert(name);
+            let mut others = app.services.iter();
+            if let Some(other) = others.find(|other| needs(other.spec).any(|n| n == service.name)) {
+                let detail = format!(
+                    "`{}` is the agent's own release, which no service can wait for",
+                    service.name
+                );
+                let field = if other.spec.depends_on.contains_key(service.name) {
+                    "depends_on"
+                } else {
+                    "network_mode"
+                };
+                errors.push(other.at.member("config").member(field).error(detail));
+            }
+        }
+    }
 }
 
 fn check_app(app: &SeenApp<'_>, errors: &mut Vec<FieldError>) {

@@ -199,6 +199,48 @@ fn what_cannot_be_done_to_a_service_is_refused_by_name() {
 }
 
 #[test]
+fn an_agents_release_has_an_image_and_nothing_else_and_there_is_one() {
+    let agent = |name: &str, rest: &str| {
+        format!(
+            r#"{{"serviceId":"{name}","serviceName":"{name}","imageName":"agent:1","config":{{"x-holdfast":{{"agent":true{rest}}}}}}}"#
+        )
+    };
+    let window = r#","windows":[{"days":["sat"],"start":"01:00","end":"03:00","timezone":"UTC"}],"priority":3"#;
+    assert_eq!(errors(&app(&agent("agent", window))), [] as [&str; 0]);
+    let with =
+        |field: &str| agent("agent", "").replace("\"config\":{", &format!("\"config\":{{{field},"));
+    for (field, name) in [
+        (r#""ports":["80:80"]"#, "ports"),
+        (r#""restart":"always""#, "restart"),
+        (r#""privileged":true"#, "privileged"),
+        (r#""command":"run""#, "command"),
+        (r#""volumes":["data:/d"]"#, "volumes"),
+    ] {
+        let found = errors(&app(&with(field)));
+        let at = format!("/apps/1/services/0/config/{name}: the agent's own release");
+        assert!(
+            found.iter().any(|error| error.starts_with(&at)),
+            "{found:?}"
+        );
+    }
+    let found = errors(&app(&agent("agent", r#","strategy":"hand-over""#)));
+    let at = "/apps/1/services/0/config/x-holdfast/strategy: ";
+    assert!(found.iter().any(|error| error.starts_with(at)), "{found:?}");
+    let two = format!("{},{}", agent("agent", ""), agent("other", ""));
+    let found = errors(&app(&two));
+    assert_eq!(
+        found,
+        [
+            "/apps/1/services/1/config/x-holdfast/agent: `1/agent` is this device's agent already: name one release"
+        ]
+    );
+    let waits = r#"{"serviceId":"web","serviceName":"web","imageName":"web:1","config":{"depends_on":["agent"]}}"#;
+    let found = errors(&app(&format!("{},{waits}", agent("agent", ""))));
+    let at = "/apps/1/services/1/config/depends_on: `agent` is the agent's own release";
+    assert!(found.iter().any(|error| error.starts_with(at)), "{found:?}");
+}
+
+#[test]
 fn a_device_is_given_at_most_so_many_services() {
     let services: Vec<String> = (0..513)
         .map(|n| format!(r#"{{"serviceId":{n},"serviceName":"s{n}","imageName":"x"}}"#))

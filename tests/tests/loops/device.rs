@@ -339,6 +339,7 @@ impl Device {
             reserve: &reserve,
             logins: &NoLogins,
             transport: None,
+            selfupdate: None,
             rules: Rules {
                 gate: GateRules {
                     stable_ms: 2_000,

@@ -281,7 +281,7 @@ impl<'a> View<'a> {
     }
 
     /// A name that no container of this device has: unique per device, generation and `content`.
-    pub(super) fn unique_name(&self, middle: &str, content: &str) -> String {
+    pub(crate) fn unique_name(&self, middle: &str, content: &str) -> String {
         let ServiceKey { app, service } = self.key;
         let observed = self.situation.observed;
         let generation = self.situation.target.generation;

@@ -44,7 +44,7 @@ impl View<'_> {
     }
 
     /// Whether the image is in the store; otherwise what is done about it.
-    fn has_image(&self, service: &ServiceTarget, plan: &mut Plan) -> bool {
+    pub(crate) fn has_image(&self, service: &ServiceTarget, plan: &mut Plan) -> bool {
         let Some((pinned, pin)) = service.pinned_image().zip(service.pin.as_ref()) else {
             return false;
         };
@@ -98,7 +98,7 @@ impl View<'_> {
     }
 
     /// What the update lacks on the disk before anything is made or stopped for it.
-    pub(super) fn lacks_room(&self, service: &ServiceTarget) -> Option<Shortage> {
+    pub(crate) fn lacks_room(&self, service: &ServiceTarget) -> Option<Shortage> {
         let (situation, pinned) = (self.situation, service.pinned_image()?);
         let expected = service.pin.as_ref()?.expected.as_ref()?;
         let present = matches!(
@@ -116,7 +116,7 @@ impl View<'_> {
         disk::lacks(situation, &pinned, expected.size_bytes, gain_bytes)
     }
 
-    pub(super) fn hold_no_space(&self, shortage: Shortage, plan: &mut Plan) {
+    pub(crate) fn hold_no_space(&self, shortage: Shortage, plan: &mut Plan) {
         plan.holds.push(Hold::NoSpace {
             key: self.key.clone(),
             shortage,

@@ -253,7 +253,8 @@ impl<'a> View<'a> {
             | Step::Rename { .. }
             | Step::SetAmounts { .. }
             | Step::Pardon { .. }
-            | Step::Forget { .. } => false,
+            | Step::Forget { .. }
+            | Step::ReplaceAgent { .. } => false,
         });
         plan.steps.extend(restores);
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use holdfast_plan::{
-    Amounts, Container, ContainerState, GateRules, History, Hold, ImagePresence, Joined,
-    NetworkState, Observed, Plan, Rejected, Sandbox, Situation, Step, StoredImage, canonical, plan,
-    rollback_ready,
+    Amounts, Container, ContainerState, FailedAgent, GateRules, History, Hold, ImagePresence,
+    Joined, NetworkState, Observed, Plan, Rejected, Sandbox, Situation, Step, StoredImage,
+    canonical, plan, rollback_ready,
 };
 use holdfast_proto::hash::SpecHash;
 use holdfast_proto::id::ServiceKey;
@@ -281,12 +281,37 @@ impl Model {
                 });
             }
             Step::Remove { key, container, .. } => self.remove(&key, &container.id),
-            Step::Pardon { key } => self.past(&key).rejected = None,
+            Step::Pardon { key } => {
+                self.past(&key).rejected = None;
+                self.observed.agent.failed = None;
+            }
+            Step::ReplaceAgent { service, .. } => self.replace_agent(&service),
             Step::Forget { key } => {
                 self.history.services.remove(&key);
             }
         }
         self.check_one_comes_back();
+    }
+
+    /// Tries a release of the agent: that of image C fails.
+    fn replace_agent(&mut self, service: &ServiceTarget) {
+        let plan = self.plan();
+        assert_eq!(plan.steps.len(), 1, "I14: nothing else is to be done");
+        let trial = |hold: &Hold| matches!(hold, Hold::Verifying { .. });
+        assert!(!plan.holds.iter().any(trial), "I14: nothing is on trial");
+        assert!(
+            self.observed.images.contains_key(&service.image_name),
+            "I3: it is there"
+        );
+        let identity = service.identity().expect("resolved");
+        let agent = &mut self.observed.agent;
+        if service.image_name == world::service("any", "C").image_name {
+            let reason = "it died".to_owned();
+            agent.failed = Some(FailedAgent { identity, reason });
+        } else {
+            agent.identity = Some(identity);
+            agent.failed = None;
+        }
     }
 
     /// The image in the engine's store, put there if it is not.
@@ -392,6 +417,14 @@ impl Model {
     }
 
     fn start(&mut self, key: &ServiceKey, id: &str, restart: RestartPolicy, candidate: bool) {
+        let is_agent = self
+            .target
+            .services()
+            .any(|(found, service)| found == *key && service.config.is_agent());
+        assert!(
+            !is_agent,
+            "I14: no container of the agent's own release is started"
+        );
         let up = self.observed.containers.iter();
         let up = up
             .filter(|other| other.key == *key && other.id != id && other.state.is_up())
@@ -528,7 +561,11 @@ impl Model {
             .holds
             .into_iter()
             .any(|hold| matches!(hold, Hold::Waiting { .. } | Hold::NetworkAway { .. }));
-        for (key, _) in self.target.services() {
+        for (key, service) in self.target.services() {
+            if service.config.is_agent() {
+                self.check_agent(&key, service);
+                continue;
+            }
             let up = self.observed.containers.iter();
             let up: Vec<_> = up.filter(|c| c.key == key && c.state.is_up()).collect();
             match self.can_run(&key) {
@@ -559,6 +596,19 @@ impl Model {
             let in_target = self.target.services().any(|(key, _)| key == container.key);
             assert!(in_target, "nothing is left of what left the target");
         }
+    }
+
+    fn check_agent(&self, key: &ServiceKey, service: &ServiceTarget) {
+        let mut containers = self.observed.containers.iter();
+        assert!(
+            containers.all(|found| found.key != *key),
+            "I14: no container of {key} is left"
+        );
+        let past = self.history.services.get(key);
+        let rejected = past.is_some_and(|past| past.rejects(service).is_some());
+        let runs = self.observed.agent.identity;
+        let runs = runs.is_some_and(|identity| identity.matches(service));
+        assert!(runs || rejected, "the target's agent runs, or was rejected");
     }
 
     fn check_network(&self, container: &Container, service: &ServiceTarget) {

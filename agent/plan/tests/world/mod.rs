@@ -35,7 +35,7 @@ pub(crate) fn key(name: &str) -> ServiceKey {
 /// container spec, `A'` is A behind another index; `?` was never resolved; `arm` is for arm64 only.
 ///
 /// Words after the letter: `port=80`, `sandbox=off`, `restart=no`, `net=service:db`, `join=back`,
-/// `needs=db:healthy`, `strategy=hand-over`, `soak=5s`, `probe=80`, `memory=64m`. Each image takes 10 MB
+/// `needs=db:healthy`, `strategy=hand-over`, `agent=yes`, `soak=5s`, `probe=80`, `memory=64m`. Each image takes 10 MB
 /// to fetch.
 pub(crate) fn service(name: &str, spec: &str) -> ServiceTarget {
     let whole = spec;
@@ -114,6 +114,9 @@ fn config(spec: &str, read_only: bool) -> ServiceSpec {
                 let port: u16 = value.parse().expect("a port");
                 let probe = serde_json::json!({ "tcp": { "port": port } });
                 options.insert("probe".to_owned(), probe);
+            }
+            "agent" => {
+                options.insert("agent".to_owned(), true.into());
             }
             "sandbox" => {
                 options.insert("sandbox".to_owned(), (value != "off").into());

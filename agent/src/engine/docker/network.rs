@@ -248,6 +248,7 @@ pub(super) fn speaks_of_an_endpoint(failure: &EngineError) -> bool {
         | EngineError::Unsupported(_)
         | EngineError::Forbidden(_)
         | EngineError::Files(_)
+        | EngineError::Program(_)
         | EngineError::Nonsense { .. } => false,
     }
 }

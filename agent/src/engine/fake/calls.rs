@@ -31,6 +31,7 @@ pub(super) fn timeout_ms(operation: Operation) -> u64 {
         Operation::Describe
         | Operation::List
         | Operation::Inspect
+        | Operation::ReadFile
         | Operation::InspectImage
         | Operation::ListNetworks
         | Operation::ListImages
@@ -62,6 +63,7 @@ pub fn changes(operation: Operation) -> bool {
         Operation::Describe
         | Operation::List
         | Operation::Inspect
+        | Operation::ReadFile
         | Operation::InspectImage
         | Operation::ListNetworks
         | Operation::ListImages
@@ -536,6 +538,22 @@ impl<C: Clock> Engine for FakeEngine<C> {
             world.remove_image(image, false)
         });
         absent_is_fine(outcome.await)
+    }
+
+    async fn read_file(
+        &self,
+        id: &str,
+        _path: &str,
+        _most_bytes: u64,
+        _take: Sink<'_>,
+    ) -> Result<(), ReadError> {
+        // Images of the model hold no files.
+        let found = self.call(Operation::ReadFile, id, |world, _| {
+            let _: () = world.container(id).map(|_| ())?;
+            Ok(())
+        });
+        found.await?;
+        Err(ReadError::NotThere)
     }
 
     async fn exec(
