@@ -123,9 +123,18 @@ enum ConfigCommand {
 
 #[derive(Debug, Args)]
 struct Enroll {
-    /// Enrolment key, given out by an operator.
-    #[arg(long, env = "HOLDFAST_ENROLMENT_KEY", hide_env_values = true)]
-    key: String,
+    /// Enrolment key, given out by an operator. Other users of this machine see what stands on a command
+    /// line: a script gives the variable or a file.
+    #[arg(
+        long,
+        env = "HOLDFAST_ENROLMENT_KEY",
+        hide_env_values = true,
+        required_unless_present = "key_file"
+    )]
+    key: Option<String>,
+    /// File with the enrolment key.
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    key_file: Option<PathBuf>,
     /// Address of the control API; `api.url` of the configuration when absent.
     #[arg(long, value_name = "URL")]
     api: Option<String>,
@@ -328,7 +337,13 @@ mod tests {
             Cli::try_parse_from(["holdfast-agent", "enroll", "--key", "k", "--label", "x"])
                 .is_err()
         );
-        assert!(Cli::try_parse_from(["holdfast-agent", "enroll"]).is_err());
+        if std::env::var_os("HOLDFAST_ENROLMENT_KEY").is_none() {
+            assert!(Cli::try_parse_from(["holdfast-agent", "enroll"]).is_err());
+            let from_file = ["holdfast-agent", "enroll", "--key-file", "f"];
+            assert!(Cli::try_parse_from(from_file).is_ok());
+        }
+        let both = ["holdfast-agent", "enroll", "--key", "k", "--key-file", "f"];
+        assert!(Cli::try_parse_from(both).is_err());
     }
 
     #[test]

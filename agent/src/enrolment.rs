@@ -118,6 +118,23 @@ pub fn make_state_folder(folder: &Path) -> Result<(), EnrolmentError> {
         })
 }
 
+/// Gives what root wrote to whom the folder belongs: the agent's user must be able to read it.
+pub fn hand_over(folder: &Path) -> Result<(), EnrolmentError> {
+    use std::os::unix::fs::{MetadataExt as _, lchown};
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| EnrolmentError::Write { path, source }
+    };
+    let owner = std::fs::metadata(folder).map_err(failed(folder))?;
+    for path in [path_in(folder), crate::lock::path_in(folder)] {
+        let file = std::fs::symlink_metadata(&path).map_err(failed(&path))?;
+        if file.uid() != owner.uid() {
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -144,6 +161,23 @@ mod tests {
         let meta = std::fs::metadata(path_in(folder.path())).unwrap();
         assert_eq!(meta.permissions().mode() & 0o777, 0o600);
         assert_eq!(Enrolment::load(folder.path()).unwrap(), enrolment());
+    }
+
+    #[test]
+    fn what_root_wrote_belongs_to_the_folders_owner() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        // Only root can write into another user's folder at all.
+        let own = rustix::process::geteuid();
+        let owner = if own.is_root() { 65_534 } else { own.as_raw() };
+        let folder = tempfile::tempdir().unwrap();
+        chown(folder.path(), Some(owner), None).unwrap();
+        let lock = crate::lock::FolderLock::take(folder.path()).unwrap();
+        enrolment().store(folder.path()).unwrap();
+        hand_over(folder.path()).unwrap();
+        drop(lock);
+        for file in std::fs::read_dir(folder.path()).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().uid(), owner);
+        }
     }
 
     #[test]

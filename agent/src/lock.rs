@@ -37,6 +37,11 @@ pub enum LockError {
     },
 }
 
+/// The file in a state folder that is locked.
+pub(crate) fn path_in(folder: &Path) -> PathBuf {
+    folder.join("agent.lock")
+}
+
 /// Holds a state folder until dropped; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub struct FolderLock {
@@ -46,7 +51,7 @@ pub struct FolderLock {
 impl FolderLock {
     /// Takes the folder, or says who has it.
     pub fn take(folder: &Path) -> Result<Self, LockError> {
-        let path = folder.join("agent.lock");
+        let path = path_in(folder);
         let failed = |source| LockError::Io {
             what: path.display().to_string(),
             source,

@@ -199,6 +199,8 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.parts.notifier.alive();
             let span = tracing::info_span!("reconcile", reason = reason.word());
             let next = self.pass().instrument(span).await;
+            // A look at a slow engine and the wait after it must not add up against the watchdog.
+            self.parts.notifier.alive();
             let wait_ms = match next {
                 Next::Again => 0,
                 Next::WaitMs(wait_ms) => self.at_most_watchdog(wait_ms),

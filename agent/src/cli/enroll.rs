@@ -1,6 +1,7 @@
 //! Owns `holdfast-agent enroll`: makes the device known and keeps what the server gave.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
+use std::path::Path;
 
 use anyhow::Context as _;
 use holdfast_proto::operator::EnrolRequest;
@@ -10,10 +11,37 @@ use crate::config::Settings;
 use crate::control::client::{Client, Origin};
 use crate::engine::Engine as _;
 use crate::engine::docker::DockerEngine;
-use crate::enrolment::{Enrolment, Token, make_state_folder};
+use crate::enrolment::{Enrolment, Token, hand_over, make_state_folder};
 use crate::fault::chain;
 use crate::lock::FolderLock;
 use crate::system;
+
+/// A key has 60 characters or so: what is longer is another file.
+const MOST_KEY_BYTES: u64 = 4_096;
+
+/// The enrolment key that the arguments give, or name a file for.
+fn key(arguments: &Enroll) -> anyhow::Result<Token> {
+    let text = match (&arguments.key, &arguments.key_file) {
+        (Some(key), _) => key.clone(),
+        (None, Some(file)) => read_key(file).with_context(|| format!("--key-file {}", file.display()))?,
+        (None, None) => anyhow::bail!("which enrolment key? give --key-file FILE, or --key KEY"),
+    };
+    Ok(Token::new(text))
+}
+
+fn read_key(file: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(file)?
+        .take(MOST_KEY_BYTES)
+        .read_to_string(&mut text)?;
+    let key = text.trim();
+    // What the file holds instead is not shown: it may be another secret.
+    anyhow::ensure!(
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic()),
+        "must hold an enrolment key and nothing else"
+    );
+    Ok(key.to_owned())
+}
 
 pub(super) async fn enroll(
     settings: &Settings,
@@ -22,6 +50,7 @@ pub(super) async fn enroll(
     out: &mut dyn Write,
     talk: &mut dyn Write,
 ) -> anyhow::Result<()> {
+    let key = key(&arguments)?;
     let origin = match (&arguments.api, &settings.api.url) {
         (Some(text), _) => Origin::parse(text).map_err(|why| anyhow::anyhow!("--api: {why}"))?,
         (None, Some(origin)) => origin.clone(),
@@ -77,7 +106,6 @@ pub(super) async fn enroll(
         .as_ref()
         .filter(|enrolment| Origin::parse(&enrolment.api_url).as_ref() == Ok(&origin))
         .map(|enrolment| &enrolment.token);
-    let key = Token::new(arguments.key);
     let answer = match old_token {
         None => client.enrol(&key, &request).await,
         Some(old_token) => match client.enrol(old_token, &request).await {
@@ -94,6 +122,7 @@ pub(super) async fn enroll(
         poll_interval_seconds: answer.poll_interval_seconds,
     }
     .store(&settings.state_dir)?;
+    hand_over(&settings.state_dir)?;
     match output {
         Output::Table => writeln!(out, "{}", answer.uuid)?,
         Output::Json => json(
@@ -103,7 +132,26 @@ pub(super) async fn enroll(
     }
     writeln!(
         talk,
-        "enrolled at {origin}; start the agent with `holdfast-agent run`"
+        "enrolled at {origin}; start the agent with `systemctl start holdfast-agent`, or `holdfast-agent run`"
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_holds_a_key_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        assert!(read_key(&file).is_err());
+        for text in ["", "\n", "two words", "hfk_a\nhfk_b", "hfk_\u{e4}"] {
+            std::fs::write(&file, text).unwrap();
+            let error = read_key(&file).unwrap_err();
+            assert!(error.to_string().contains("an enrolment key"), "{text:?}");
+        }
+        std::fs::write(&file, "hfk_secret\r\n").unwrap();
+        assert_eq!(read_key(&file).unwrap(), "hfk_secret");
+    }
 }
