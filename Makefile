@@ -12,7 +12,8 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
+.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup \
+  cross package test-packages test-cross
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,3 +71,20 @@ digest-matrix: setup ## Ask the agent about every shape of image (DIGEST_MATRIX=
 
 rollout-campaign: setup release ## Kill and stop control APIs in the middle of rollouts (ROLLOUT_CAMPAIGN="--instants 50"); writes docs/rollout-campaign.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin rollout-campaign -- $(ROLLOUT_CAMPAIGN)
+
+# The targets of cross/targets, or those that are named: make cross TARGETS="aarch64-unknown-linux-gnu"
+TARGETS ?= $(shell awk '!/^\#/ && NF { print $$1 }' cross/targets)
+export CARGO_TARGET_DIR := $(TARGET)
+
+cross: ## Build the agent for every target, or for TARGETS="…", as it is shipped
+	@for target in $(TARGETS); do cross/build.sh "$$target" agent; done
+
+test-cross: ## Run the agents that `make cross` built, under qemu-user where they are for another processor
+	@cross/test.sh $(TARGETS)
+
+package: man ## Build and pack everything that a release holds, into target/packages (takes long)
+	@for target in $(TARGETS); do HOLDFAST_BUILD=debian cross/build.sh "$$target" agent api; cross/package.sh "$$target"; done
+	@cross/release.sh
+
+test-packages: ## Install, upgrade, remove and purge the packages in a fresh Debian root
+	@cross/test-packages.sh

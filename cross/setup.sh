@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what cross builds need and the machine lacks: cross/setup.sh build|package|run …
+# Installs what cross builds need and the machine lacks: cross/setup.sh build|package|sbom|test|run …
 # Debian packages by name; zig from PyPI and cargo-zigbuild from crates.io, which Debian does not have.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -27,15 +27,17 @@ for what in "$@"; do
     need minisign minisign
     need jq jq
     ;;
+  sbom) ;;
   test)
     need debootstrap debootstrap
+    need openssl openssl
     ;;
   run)
     need qemu-arm-static qemu-user-static
     need /usr/aarch64-linux-gnu/lib/libc.so.6 libc6-arm64-cross
     need /usr/arm-linux-gnueabihf/lib/libc.so.6 libc6-armhf-cross
     ;;
-  *) die "$what: build, package, test or run" ;;
+  *) die "$what: build, package, sbom, test or run" ;;
   esac
 done
 
@@ -53,24 +55,33 @@ if [ "${#missing[@]}" -gt 0 ]; then
   fi
 fi
 
-case " $* " in
-*" build "*) ;;
-*) exit 0 ;;
-esac
 mkdir -p "$tools"
 # Two builds at once must not install into the same folder.
 exec 9>"$tools/.lock"
 flock 9
-if [ ! -x "$tools/zig/bin/python3" ] || ! "$tools/zig/bin/python3" -m ziglang version >/dev/null 2>&1; then
-  echo "installing zig …" >&2
-  rm -rf "$tools/zig"
-  python3 -m venv "$tools/zig"
-  # Of exactly these contents, because it links every program that is shipped.
-  "$tools/zig/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$root/cross/zig.txt"
-fi
-if [ ! -x "$tools/bin/cargo-zigbuild" ]; then
-  echo "installing cargo-zigbuild …" >&2
+
+# Debian's compiler, because it is there on every machine that builds packages.
+from_crates_io() {
+  local crate=$1 crate_version=$2
+  [ ! -x "$tools/bin/$crate" ] || return 0
+  echo "installing $crate …" >&2
   CARGO_TARGET_DIR="$tools/build" RUSTC=/usr/bin/rustc /usr/bin/cargo install --quiet --locked --no-default-features \
-    --version 0.24.1 --root "$tools" cargo-zigbuild
+    --version "$crate_version" --root "$tools" "$crate"
   rm -rf "$tools/build"
-fi
+}
+
+for what in "$@"; do
+  case $what in
+  build)
+    if ! "$tools/zig/bin/python3" -m ziglang version >/dev/null 2>&1; then
+      echo "installing zig …" >&2
+      rm -rf "$tools/zig"
+      python3 -m venv "$tools/zig"
+      # Of exactly these contents, because it links every program that is shipped.
+      "$tools/zig/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$root/cross/zig.txt"
+    fi
+    from_crates_io cargo-zigbuild 0.24.1
+    ;;
+  sbom) from_crates_io cargo-cyclonedx 0.5.9 ;;
+  esac
+done
