@@ -53,26 +53,27 @@ export CARGO_INCREMENTAL=0
 export CFLAGS="-g0 -ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$target_dir=/target"
 
 build_with_debian() {
-  local program=$1 profile std flags=$remap link=(-Clink-arg=-Wl,--build-id=none)
+  local program=$1 profile std flags=$remap link=("-Clink-arg=-Wl,--build-id=none")
   profile=$(profile_of "$program")
   "$root/cross/setup.sh" build
   if [ "$program" = agent ]; then
-    # A panic ends the agent at once, so nothing ever unwinds: without the tables it is smaller. They would only
-    # give a backtrace, which has no names in a stripped program.
-    flags+=" -Cforce-unwind-tables=no"
+    # A panic ends the agent at once, with a signal and no words, and systemd starts it again: words for every place
+    # that cannot happen are a tenth of the program. Then nothing ever unwinds, and nobody asks where a place is.
+    export CARGO_PROFILE_RELEASE_PANIC=immediate-abort
+    flags+=" -Cforce-unwind-tables=no -Zlocation-detail=none"
     CFLAGS+=" -fno-unwind-tables -fno-asynchronous-unwind-tables"
-    std=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size)
+    std=(-Zpanic-immediate-abort "-Zbuild-std=std,panic_abort" -Zbuild-std-features=optimize_for_size)
   else
     # A panic in one request must not end the others.
-    std=(-Zbuild-std=std,panic_unwind)
+    std=("-Zbuild-std=std,panic_unwind")
   fi
   # Debian ships no start objects for musl; zig has its own.
   [ "$glibc" != - ] || link+=(-Clink-self-contained=no)
   # RUSTC_BOOTSTRAP: Debian's compiler is a stable one, and building the standard library is not stable yet.
   env PATH="$tools/zig/bin:$tools/bin:$PATH" CARGO_ZIGBUILD_PYTHON_PATH="$tools/zig/bin/python3" \
-    CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags ${HOLDFAST_RUSTFLAGS:-}" \
+    CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags" \
     cargo-zigbuild rustc --quiet --locked --manifest-path "$root/Cargo.toml" --profile "$profile" \
-    --target "$zig_target" "${std[@]}" ${HOLDFAST_CARGO_FLAGS:-} \
+    --target "$zig_target" "${std[@]}" \
     --package "holdfast-$program" --bin "holdfast-$program" -- \
     "${link[@]}"
 }
