@@ -16,9 +16,23 @@ for tarball in "$packages"/holdfast-*_"$version"_*.tar.gz; do
   mv "$packages/.sbom" "$packages/sbom-$name.cdx.json"
 done
 
-if [ -f "$root/systemd/install.sh" ]; then
-  install -m 755 "$root/systemd/install.sh" "$packages/install.sh"
+# install.sh trusts the key that it was released with. HOLDFAST_RELEASE_KEY is the public key's text, the same that agents
+# and the API are built with; without it, the one that lies beside the secret key.
+public=${HOLDFAST_RELEASE_KEY:-}
+secret=${HOLDFAST_RELEASE_SECRET_KEY:-}
+if [ -z "$public" ] && [ -n "$secret" ] && [ -f "${secret%.key}.pub" ]; then
+  public=$(tail -n 1 "${secret%.key}.pub")
 fi
+case $public in
+*[!A-Za-z0-9+/=]*) die "HOLDFAST_RELEASE_KEY is no key: it is the second line of a minisign public key" ;;
+esac
+if [ -n "$public" ]; then
+  sed "s|@RELEASE_KEY@|$public|" "$root/systemd/install.sh" >"$packages/.install.sh"
+else
+  cp "$root/systemd/install.sh" "$packages/.install.sh"
+fi
+chmod 755 "$packages/.install.sh"
+mv "$packages/.install.sh" "$packages/install.sh"
 
 cd "$packages"
 find . -maxdepth 1 -type f ! -name '.*' ! -name 'SHA256SUMS*' -printf '%f\n' | LC_ALL=C sort |
