@@ -63,6 +63,9 @@ build_with_debian() {
     flags+=" -Cforce-unwind-tables=no -Zlocation-detail=none"
     CFLAGS+=" -fno-unwind-tables -fno-asynchronous-unwind-tables"
     std=(-Zpanic-immediate-abort "-Zbuild-std=std,panic_abort" -Zbuild-std-features=optimize_for_size)
+    # What other processors' code generators do by themselves when size counts: instructions that stand in many places
+    # become a function.
+    [[ $target != x86_64-* ]] || link+=(-Cllvm-args=-enable-machine-outliner=always)
   else
     # A panic in one request must not end the others.
     std=("-Zbuild-std=std,panic_unwind")
