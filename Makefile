@@ -12,7 +12,8 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign selfupdate-campaign release man openapi setup
+.PHONY: bench crash-matrix cross demo digest-matrix fmt help image lint man openapi package properties release \
+  rollout-campaign selfupdate-campaign setup test test-cross test-packages
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,3 +81,20 @@ rollout-campaign: setup release ## Kill and stop control APIs in the middle of r
 selfupdate-campaign: setup ## Give devices bad releases of the agent (SELFUPDATE_CAMPAIGN="--times 5"); writes docs/selfupdate-campaign.md
 	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
 	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/selfupdate-campaign" $(SELFUPDATE_CAMPAIGN)
+
+# The targets of cross/targets, or those that are named: make cross TARGETS="aarch64-unknown-linux-gnu"
+TARGETS ?= $(shell awk '!/^\#/ && NF { print $$1 }' cross/targets)
+export CARGO_TARGET_DIR := $(TARGET)
+
+cross: ## Build the agent for every target, or for TARGETS="…", as it is shipped
+	@for target in $(TARGETS); do cross/build.sh "$$target" agent; done
+
+test-cross: ## Run the agents that `make cross` built, under qemu-user where they are for another processor
+	@cross/test.sh $(TARGETS)
+
+package: man ## Build and pack everything that a release holds, into target/packages (takes long)
+	@for target in $(TARGETS); do HOLDFAST_BUILD=debian cross/build.sh "$$target" agent api; cross/package.sh "$$target"; done
+	@cross/release.sh
+
+test-packages: ## Install, upgrade, remove and purge the packages in a fresh Debian root
+	@cross/test-packages.sh
