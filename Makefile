@@ -12,7 +12,7 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
+.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ release: ## Build the programs as they are shipped, into target/dist
 	@mkdir -p "$(TARGET)/dist"
 	@cp "$(TARGET)/release/holdfast-agent" "$(TARGET)/server/holdfast-api" "$(TARGET)/dist/"
 	@ls -l "$(TARGET)/dist"
+
+IMAGE_TARGETS ?= x86_64-unknown-linux-musl aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf
+
+image: ## Make the control API's container image (IMAGE_TARGETS=… for some platforms), an OCI layout and archive
+	@for target in $(IMAGE_TARGETS); do cross/build.sh "$$target" api; done
+	@CARGO_TARGET_DIR="$(TARGET)" cross/image.sh
 
 bench: setup release ## Measure what docs/figures.md says; PARTS=… measures some of it
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin bench -- $(PARTS)

@@ -7,6 +7,8 @@ declare -A packages=(
   [dockerd]="docker.io" [iptables]="iptables" [ip]="iproute2" [docker-registry]="docker-registry"
   [cc]="gcc libc6-dev" [curl]="curl ca-certificates" [git]="git"
   [strace]="strace" [sqlite3]="sqlite3"
+  [minisign]="minisign" [openssl]="openssl" [shellcheck]="shellcheck" [systemd-analyze]="systemd"
+  [busybox]="busybox" [wget]="wget" [skopeo]="skopeo"
 )
 missing=()
 PATH="$PATH:/usr/sbin:/sbin"

@@ -104,7 +104,11 @@ enum Command {
     #[command(
         after_help = "Exit codes: 0 nothing is wrong (there may be warnings), 1 something is."
     )]
-    Doctor,
+    Doctor {
+        /// The findings as JSON, as with `--output json`.
+        #[arg(long)]
+        json: bool,
+    },
     /// Write what helps others to help you into an archive; no secrets.
     SupportBundle {
         /// The archive to write, a .tar.gz.
@@ -201,6 +205,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// Does what the arguments say; gives the exit code. Errors that are no configuration's come back.
 pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow::Result<u8> {
+    let config = config(&cli);
     let settings = match settings(&cli) {
         Ok(settings) => settings,
         Err(error) => return wrong_configuration(&error, talk),
@@ -245,8 +250,11 @@ pub async fn main(cli: Cli, out: &mut dyn Write, talk: &mut dyn Write) -> anyhow
         Command::Resume => {
             order::give(&settings, Order::resume(), cli.output, out, talk).await?;
         }
-        Command::Doctor => return doctor::doctor(&settings, cli.output, out).await,
-        Command::SupportBundle { file } => bundle::write(&settings, &file, talk).await?,
+        Command::Doctor { json } => {
+            let output = if json { Output::Json } else { cli.output };
+            return doctor::doctor(&settings, &config, output, out).await;
+        }
+        Command::SupportBundle { file } => bundle::write(&settings, &config, &file, talk).await?,
         Command::Config(ConfigCommand::Check) => {
             if let Err(error) = Policy::load(settings.policy.file.as_deref()) {
                 return wrong_configuration(&error, talk);
@@ -272,11 +280,13 @@ fn settings(cli: &Cli) -> Result<Settings, ConfigError> {
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok()))
         .collect();
-    let path = cli
-        .config
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
-    Settings::load(&path, cli.config.is_some(), &environment)
+    Settings::load(&config(cli), cli.config.is_some(), &environment)
+}
+
+/// The file that settings are read from.
+fn config(cli: &Cli) -> PathBuf {
+    let named = cli.config.clone();
+    named.unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
 }
 
 fn json<T: serde::Serialize>(out: &mut dyn Write, value: &T) -> anyhow::Result<()> {

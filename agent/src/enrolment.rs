@@ -69,7 +69,8 @@ pub enum EnrolmentError {
     },
 }
 
-fn path_in(folder: &Path) -> PathBuf {
+/// The file in a state folder.
+pub(crate) fn path_in(folder: &Path) -> PathBuf {
     folder.join("enrolment.json")
 }
 

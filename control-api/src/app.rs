@@ -8,6 +8,7 @@ use holdfast_domain::retention::Retention;
 use holdfast_proto::id::DeviceId;
 use tokio::sync::{Mutex, Notify, watch};
 
+use crate::config::Install;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::logins::Logins;
@@ -55,6 +56,8 @@ pub struct App {
     pub resolve_soon: Notify,
     /// Turns true when the program is asked to end.
     pub stopping: watch::Receiver<bool>,
+    /// What machines install the agent from.
+    pub install: Install,
     /// The OpenAPI document as bytes.
     pub openapi: Bytes,
 }

@@ -1,5 +1,7 @@
 //! Owns the command line of `holdfast-api`.
 
+mod health;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +67,13 @@ enum Command {
         config: ConfigFile,
         /// The backup.
         file: PathBuf,
+    },
+    /// Asks the server that runs here whether it is ready; 1 is the exit code when it is not.
+    ///
+    /// For health checks of container engines: an image with this program alone has no other that could ask.
+    Health {
+        #[command(flatten)]
+        config: ConfigFile,
     },
     /// Prints the OpenAPI document.
     Openapi,
@@ -155,6 +164,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 restored.content.devices
             ))
         }
+        Command::Health { config } => health::ask(config.load()?.listen),
         Command::Openapi => print(&http::document_text()),
     }
 }

@@ -5,6 +5,7 @@
 //! `HOLDFAST_API_LOG__LEVEL=debug`; lists and maps in YAML's flow style). Refuses unknown keys.
 
 mod input;
+mod install;
 mod pushes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use serde_yaml::{Mapping, Value};
 use crate::secret::Secret;
 use crate::store::Location;
 use input::Input;
+pub use install::is_url;
 
 /// Prefix of environment variables that override the file.
 pub const ENV_PREFIX: &str = "HOLDFAST_API_";
@@ -153,6 +155,19 @@ pub struct Settings {
     pub retention: Retention,
     /// How notifications leave.
     pub notifications: Notifications,
+    /// What machines install the agent from.
+    pub install: Install,
+}
+
+/// What machines install the agent from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Install {
+    /// How devices reach this server, without a slash at the end.
+    pub public_url: Option<String>,
+    /// The folder with a release's files; without one, machines ask the project's own page.
+    pub releases: Option<PathBuf>,
+    /// The public key that releases are signed with, as minisign writes it.
+    pub key: Option<String>,
 }
 
 /// Who may tell of pushes, and what may run.

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod device;
 pub mod extract;
 pub mod finish;
+pub mod install;
 pub mod operator;
 pub mod problem;
 pub mod system;
@@ -165,6 +166,8 @@ fn all() -> Routes {
         .add(Public, routes!(system::livez))
         .add(Public, routes!(system::readyz))
         .add(Public, routes!(system::metrics))
+        .add(Public, routes!(install::script))
+        .add(Public, routes!(install::release))
 }
 
 impl Routes {

@@ -30,6 +30,7 @@ pub mod rollouts;
 pub mod secret;
 pub mod server;
 pub mod store;
+pub mod systemd;
 pub mod targeting;
 pub mod tasks;
 pub mod telemetry;

@@ -28,6 +28,7 @@ use crate::store::audit::{self, Actor, NewEntry};
 use crate::store::backup::folder;
 use crate::store::lock::{Lock, LockError};
 use crate::store::{Location, Store, StoreError, credentials, tokens};
+use crate::systemd::Systemd;
 use crate::telemetry::Metrics;
 use crate::vault::{Vault, VaultError};
 use crate::{clock, http, server, tasks};
@@ -154,6 +155,7 @@ pub async fn assemble(
         courier: Courier::new(vault, settings.notifications.clone())?,
         resolve_soon: Notify::new(),
         stopping,
+        install: settings.install.clone(),
         openapi: http::document_bytes(),
     };
     Ok(Arc::new(app))
@@ -192,7 +194,8 @@ pub async fn run(
         devices = app.live.len(),
         "the control API serves"
     );
-    server::serve(listener, http::router(Arc::clone(&app)), metrics, stopping).await;
+    let router = http::router(Arc::clone(&app));
+    server::serve(listener, router, metrics, &Systemd::from_env(), stopping).await;
     let ended = async { while running.join_next().await.is_some() {} };
     if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {
         tracing::warn!("ended with tasks still at work");

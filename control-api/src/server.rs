@@ -15,8 +15,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
 use tower::ServiceExt as _;
 
+use crate::systemd::Systemd;
 use crate::telemetry::Metrics;
 use patience::{Patience, Patient};
 
@@ -33,11 +35,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: mostly no file descriptors left, and spinning frees none.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stopping` turns true, then lets open requests end.
+/// Serves until `stopping` turns true, then lets open requests end. `systemd` hears of each.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     metrics: Arc<Metrics>,
+    systemd: &Systemd,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut builder = hyper::server::conn::http1::Builder::new();
@@ -49,10 +52,19 @@ pub async fn serve(
         .half_close(false);
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut beat = tokio::time::interval(systemd.alive_interval());
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    if let Ok(address) = listener.local_addr() {
+        systemd.ready(&format!("serves on {address}"));
+    }
     loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
             () = until_stopping(&mut stopping) => break,
+            _ = beat.tick() => {
+                systemd.alive();
+                continue;
+            }
         };
         let (stream, place) = match accepted {
             Ok(accepted) => accepted,
@@ -94,6 +106,7 @@ pub async fn serve(
             drop(place);
         });
     }
+    systemd.stopping();
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown())
         .await

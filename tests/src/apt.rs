@@ -39,6 +39,14 @@ const BRINGS: &[(&str, &str)] = &[
     ("podman", "podman"),
     ("netavark", "netavark"),
     ("aardvark-dns", "aardvark-dns"),
+    ("minisign", "minisign"),
+    ("openssl", "openssl"),
+    ("shellcheck", "shellcheck"),
+    ("systemctl", "systemd"),
+    ("systemd-analyze", "systemd"),
+    ("busybox", "busybox"),
+    ("curl", "curl"),
+    ("wget", "wget"),
 ];
 
 /// Makes sure that these programs are there, and says where each one is.

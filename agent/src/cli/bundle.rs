@@ -24,6 +24,7 @@ use crate::journal::Journal;
 
 pub(super) async fn write(
     settings: &Settings,
+    config: &Path,
     file: &Path,
     talk: &mut dyn Write,
 ) -> anyhow::Result<()> {
@@ -33,7 +34,9 @@ pub(super) async fn write(
         ("config.json", of(serde_json::to_value(settings))),
         (
             "doctor.json",
-            of(serde_json::to_value(examine(settings, &clock).await)),
+            of(serde_json::to_value(
+                examine(settings, config, &clock).await,
+            )),
         ),
         ("engine.json", engine(settings).await),
         ("journal.json", journal(settings)),

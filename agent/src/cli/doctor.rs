@@ -1,6 +1,7 @@
 //! Owns `holdfast-agent doctor`: the examination as a table or JSON, and its exit code.
 
 use std::io::Write;
+use std::path::Path;
 
 use super::{EXIT_FAILED, EXIT_OK, Output, json, table};
 use crate::clock::SystemClock;
@@ -9,10 +10,11 @@ use crate::doctor::{Check, Verdict, examine};
 
 pub(super) async fn doctor(
     settings: &Settings,
+    config: &Path,
     output: Output,
     out: &mut dyn Write,
 ) -> anyhow::Result<u8> {
-    let checks = examine(settings, &SystemClock::start()).await;
+    let checks = examine(settings, config, &SystemClock::start()).await;
     match output {
         Output::Table => show(&checks, out)?,
         Output::Json => json(out, &checks)?,

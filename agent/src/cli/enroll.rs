@@ -23,7 +23,9 @@ const MOST_KEY_BYTES: u64 = 4_096;
 fn key(arguments: &Enroll) -> anyhow::Result<Token> {
     let text = match (&arguments.key, &arguments.key_file) {
         (Some(key), _) => key.clone(),
-        (None, Some(file)) => read_key(file).with_context(|| format!("--key-file {}", file.display()))?,
+        (None, Some(file)) => {
+            read_key(file).with_context(|| format!("--key-file {}", file.display()))?
+        }
         (None, None) => anyhow::bail!("which enrolment key? give --key-file FILE, or --key KEY"),
     };
     Ok(Token::new(text))

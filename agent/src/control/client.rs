@@ -254,6 +254,15 @@ impl Client {
         self.ask("enrol", "enroll", key, request).await
     }
 
+    /// What the server's clock shows, by the `Date` of any answer at all.
+    pub async fn date(&self) -> Option<String> {
+        let mut url = self.origin.0.clone();
+        url.set_path(&format!("{}/livez", url.path().trim_end_matches('/')));
+        let answer = self.http.head(url).send().await.ok()?;
+        let date = answer.headers().get(DATE)?.to_str().ok()?;
+        Some(date.to_owned())
+    }
+
     /// Sends a question and reads the short answer.
     async fn ask<Q: Serialize, A: DeserializeOwned>(
         &self,

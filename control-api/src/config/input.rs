@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, de};
 use holdfast_domain::retention::Retention;
 use holdfast_registry::MirrorError;
 
+use super::install::{ReleasesInput, install};
 use super::pushes::{ApprovalsInput, InternalInput, WebhooksInput, push_rules};
 use super::{ConfigError, Fault, Log, LogFormat, Notifications, Registry, Settings, repeated};
 use crate::secret::Secret;
@@ -45,6 +46,10 @@ pub(super) struct Input {
     listen: Option<String>,
     data_dir: Option<PathBuf>,
     database: Option<String>,
+    database_password_file: Option<PathBuf>,
+    public_url: Option<String>,
+    #[serde(default)]
+    releases: ReleasesInput,
     #[serde(default)]
     log: LogInput,
     #[serde(default)]
@@ -231,6 +236,7 @@ impl Input {
         let location = match self.database {
             None => Location::Sqlite(data_dir.join("holdfast.db")),
             Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
+                let url = with_password(url, self.database_password_file.as_deref(), &mut faults);
                 if url.parse::<postgres::Config>().is_err() {
                     faults.add("database", "is not a valid postgres:// address");
                 }
@@ -286,6 +292,7 @@ impl Input {
             pushes,
             retention: self.retention.validate(&mut faults),
             notifications: self.notifications.validate(&mut faults),
+            install: install(self.public_url.as_deref(), self.releases, &mut faults),
         };
         if faults.0.is_empty() {
             Ok(settings)
@@ -357,6 +364,26 @@ impl NotificationsInput {
             timeout,
         }
     }
+}
+
+/// The address with the password of a file: whoever may read the address need not know it.
+fn with_password(url: String, file: Option<&Path>, faults: &mut Faults) -> String {
+    let Some(password) = faults.secret("database_password", None, file) else {
+        return url;
+    };
+    // A byte that stands for something else in an address is written as its number.
+    let written: String = password
+        .expose()
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect();
+    let mark = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{mark}password={written}")
 }
 
 fn is_host(text: &str) -> bool {

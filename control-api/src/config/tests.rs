@@ -269,3 +269,67 @@ fn a_broken_environment_value_is_not_quoted_in_the_error() {
     .unwrap_err();
     assert!(!error.to_string().contains("canary"));
 }
+
+#[test]
+fn the_databases_password_may_be_in_a_file() {
+    let secret = file("p@ss/w?rd&x=1 %\u{e9}\n");
+    for (url, mark) in [
+        ("postgres://u@h/d", '?'),
+        ("postgres://u@h/d?connect_timeout=5", '&'),
+    ] {
+        let config = file(&format!(
+            "database: {url}\ndatabase_password_file: {}\n",
+            secret.path().display()
+        ));
+        let settings = load(Some(config.path()), []).unwrap();
+        assert!(!format!("{settings:?}").contains("w%3Frd"));
+        let Location::Postgres(whole) = &settings.location else {
+            panic!("it is in PostgreSQL");
+        };
+        assert!(whole.starts_with(&format!("{url}{mark}password=")));
+        let read: postgres::Config = whole.parse().unwrap();
+        assert_eq!(
+            read.get_password(),
+            Some("p@ss/w?rd&x=1 %\u{e9}".as_bytes())
+        );
+        assert_eq!(read.get_dbname(), Some("d"));
+    }
+    let missing = "database: postgres://u@h/d\ndatabase_password_file: /nowhere\n";
+    assert_eq!(faults(missing), ["database_password_file"]);
+}
+
+#[test]
+fn what_becomes_part_of_the_install_script_holds_nothing_for_a_shell() {
+    const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+    let text = format!(
+        "public_url: https://holdfast.example/\nreleases: {{dir: /srv/releases, key: {KEY}}}\n"
+    );
+    let install = load(Some(file(&text).path()), []).unwrap().install;
+    assert_eq!(
+        install.public_url.as_deref(),
+        Some("https://holdfast.example")
+    );
+    assert_eq!(install.releases, Some(PathBuf::from("/srv/releases")));
+    assert_eq!(install.key.as_deref(), Some(KEY));
+    for url in [
+        "holdfast.example",
+        "ftp://holdfast.example",
+        "https://",
+        "https:///x",
+        "\"https://a'b\"",
+        "https://a$b",
+        "https://a b",
+        "https://a`b`",
+    ] {
+        assert_eq!(
+            faults(&format!("public_url: {url}")),
+            ["public_url"],
+            "{url}"
+        );
+    }
+    for key in ["RW", "x'", &KEY[1..], &KEY.replace('Q', "'")] {
+        let text = format!("releases: {{key: \"{key}\"}}");
+        assert_eq!(faults(&text), ["releases.key"], "{key}");
+    }
+    assert_eq!(faults("releases: {dir: releases}"), ["releases.dir"]);
+}

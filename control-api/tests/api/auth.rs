@@ -86,6 +86,7 @@ async fn every_route_lets_through_exactly_whom_its_permission_names() {
             .replace("{id}", "99999")
             .replace("{tag_id}", "99999")
             .replace("{vendor}", "generic")
+            .replace("{file}", "SHA256SUMS")
             .replace("{secret}", "guessed-guessed-guessed");
         let principals = [
             "",

@@ -26,6 +26,7 @@ mod fleets;
 mod generations;
 mod history;
 mod image_updates;
+mod install;
 mod notifications;
 mod policies;
 mod polls;

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_api::systemd::Systemd;
 use holdfast_api::{http as surface, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,12 +39,11 @@ pub async fn serve() -> Served {
     let api = Api::start(Place::sqlite()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let ended = tokio::spawn(server::serve(
-        listener,
-        surface::router(api.app.clone()),
-        Arc::default(),
-        api.app.stopping.clone(),
-    ));
+    let (router, stopping) = (surface::router(api.app.clone()), api.app.stopping.clone());
+    let ended = tokio::spawn(async move {
+        let systemd = Systemd::default();
+        server::serve(listener, router, Arc::default(), &systemd, stopping).await;
+    });
     Served {
         api,
         address,

@@ -8,6 +8,7 @@ use axum::body::Body;
 use holdfast_api::http as surface;
 use holdfast_api::store::events::{self, NewEvent};
 use holdfast_api::store::{Store, StoreError, Tx};
+use holdfast_api::systemd::Systemd;
 use holdfast_api::{params, server};
 use holdfast_proto::time::Timestamp;
 use http_body_util::BodyExt as _;
@@ -354,12 +355,11 @@ async fn c18_streams_end_with_the_program() {
     let api = Api::start(Place::sqlite()).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let ended = tokio::spawn(server::serve(
-        listener,
-        surface::router(api.app.clone()),
-        Arc::default(),
-        api.app.stopping.clone(),
-    ));
+    let (router, stopping) = (surface::router(api.app.clone()), api.app.stopping.clone());
+    let ended = tokio::spawn(async move {
+        let systemd = Systemd::default();
+        server::serve(listener, router, Arc::default(), &systemd, stopping).await;
+    });
     let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!(
         "GET /api/v1/events/stream HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use holdfast_api::app::Shared;
-use holdfast_api::config::{Log, LogFormat, Notifications, PushRules, Settings};
+use holdfast_api::config::{Install, Log, LogFormat, Notifications, PushRules, Settings};
 use holdfast_api::secret::Secret;
 use holdfast_api::{http as surface, program};
 use holdfast_domain::retention::Retention;
@@ -109,6 +109,7 @@ pub fn settings(place: &Place) -> Settings {
             rollouts_days: None,
         },
         notifications: Notifications::default(),
+        install: Install::default(),
     }
 }
 
@@ -327,7 +328,7 @@ fn check(method: &Method, path: &str, answer: &Answer) {
         );
         return;
     };
-    if kind == STREAM {
+    if !kind.contains("json") {
         return;
     }
     let faults = schema::faults(document(), &media["schema"], &answer.json());
