@@ -12,7 +12,7 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign release man openapi setup
+.PHONY: help demo image test properties lint fmt bench crash-matrix digest-matrix rollout-campaign test-machines release man openapi setup
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,3 +76,7 @@ digest-matrix: setup ## Ask the agent about every shape of image (DIGEST_MATRIX=
 
 rollout-campaign: setup release ## Kill and stop control APIs in the middle of rollouts (ROLLOUT_CAMPAIGN="--instants 50"); writes docs/rollout-campaign.md
 	@HOLDFAST_BIN_DIR="$(TARGET)/dist" $(CARGO) run --quiet -p holdfast-tests --bin rollout-campaign -- $(ROLLOUT_CAMPAIGN)
+
+test-machines: setup package ## Install the packages on booted Debian machines, amd64 and arm64, and run agents of other processors; writes docs/machines.md (MACHINES="--only amd64")
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" HOLDFAST_PACKAGES="$(TARGET)/packages" "$(TARGET)/debug/lab" run "$(TARGET)/debug/machines" $(MACHINES)

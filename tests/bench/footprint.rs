@@ -257,8 +257,8 @@ fn programs() -> anyhow::Result<Vec<Program>> {
     if let Some(cross) = std::env::var_os("HOLDFAST_CROSS_DIR").map(PathBuf::from) {
         for (target, words) in arms::TARGETS {
             let folder = folder()?;
-            if let Some(run) = arms::program(&cross, target, folder.path())? {
-                let file = cross.join(target).join("holdfast-agent");
+            let run = arms::program(&cross, target, folder.path())?;
+            if let (Some(run), Some(file)) = (run, arms::file(&cross, target)?) {
                 let native = words.is_empty();
                 found.push(Program {
                     target: target.to_owned(),

@@ -9,7 +9,9 @@ pub mod emulation;
 pub mod owner;
 pub mod packages;
 pub mod page;
+pub mod release;
 pub mod root;
+pub mod script;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,7 +75,12 @@ impl Machine {
         let name = format!("machine-{}", place::unique());
         let mount = |from: &Path, to: &str| format!("{}:{to}", from.display());
         let (engine, share_mount) = (mount(socket, ENGINE), mount(share.path(), SHARE));
-        let machine = Self { host, architecture, name, share };
+        let machine = Self {
+            host,
+            architecture,
+            name,
+            share,
+        };
         machine
             .docker(
                 &[

@@ -12,14 +12,15 @@ use holdfast_tests::machine::checks::{self, Ledger, Row};
 use holdfast_tests::machine::packages::Packages;
 use holdfast_tests::machine::page::{self, About};
 use holdfast_tests::machine::root::Architecture;
+use holdfast_tests::machine::script;
 
 const USAGE: &str = "usage: machines [OPTION…]
   --packages DIR  what `make package` made (HOLDFAST_PACKAGES)
-  --cross DIR     agents as DIR/TARGET/holdfast-agent (HOLDFAST_CROSS_DIR)
-  --only PLACE    only this place: amd64, arm64, arms
+  --cross DIR     agents as DIR/TARGET/holdfast-agent (HOLDFAST_CROSS_DIR; else those beside the packages)
+  --only PLACE    only this place: amd64, arm64, script, arms
   --out FILE      where the page goes (docs/machines.md); `-` writes none";
 
-const PLACES: [&str; 3] = ["amd64", "arm64", "arms"];
+const PLACES: [&str; 4] = ["amd64", "arm64", "script", "arms"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -59,7 +60,17 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut ledger = Ledger::new(&mut tell);
     for place in places {
         if place == "arms" {
-            arms::journeys(&mut ledger, cross.as_deref().context(USAGE)?).await;
+            let cross = cross.as_deref().or(packages.as_deref()).context(USAGE)?;
+            arms::journeys(&mut ledger, cross).await;
+            continue;
+        }
+        let packages = Packages::at(packages.as_deref().context(USAGE)?)?;
+        if place == "script" {
+            ledger
+                .at("amd64: `curl … | sh`", async |ledger: &mut Ledger<'_>| {
+                    script::install(ledger, &packages).await
+                })
+                .await;
             continue;
         }
         let architecture = if place == "arm64" {
@@ -67,7 +78,6 @@ async fn main() -> anyhow::Result<ExitCode> {
         } else {
             Architecture::Amd64
         };
-        let packages = Packages::at(packages.as_deref().context(USAGE)?)?;
         ledger
             .at(
                 &format!("{place}: the agent's package"),

@@ -1,8 +1,9 @@
 //! Agents built for other processors, on the real engine: what a device of each kind does with its target.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use super::checks::Ledger;
 use super::emulation;
@@ -30,11 +31,27 @@ pub const TARGETS: [(&str, &[&str]); 5] = [
 /// Those that must be there: the two that most devices have, the oldest that must not be forgotten.
 const NEEDED: [&str; 2] = ["aarch64-unknown-linux-musl", "arm-unknown-linux-musleabihf"];
 
-/// An agent for a target in `DIR/TARGET/holdfast-agent`, as a program of this machine.
+/// The file of a target's agent: `DIR/TARGET/holdfast-agent`, or `DIR/holdfast-agent_VERSION_TARGET` as in a release.
+pub fn file(cross: &Path, target: &str) -> anyhow::Result<Option<PathBuf>> {
+    let alone = cross.join(target).join("holdfast-agent");
+    if alone.exists() {
+        return Ok(Some(alone));
+    }
+    let ends = format!("_{target}");
+    for entry in fs::read_dir(cross).with_context(|| format!("read {}", cross.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("holdfast-agent_") && name.ends_with(&ends) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// A target's agent as a program of this machine.
 pub fn program(cross: &Path, target: &str, folder: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let binary = cross.join(target).join("holdfast-agent");
     let known = TARGETS.iter().find(|(name, _)| *name == target);
-    let Some((_, words)) = known.filter(|_| binary.exists()) else {
+    let (Some((_, words)), Some(binary)) = (known, file(cross, target)?) else {
         return Ok(None);
     };
     if words.is_empty() {

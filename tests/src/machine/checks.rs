@@ -221,7 +221,7 @@ const NOT_COMPARED: &str = "/proc /sys /run /tmp /dev /srv /root /var/log /var/c
                             /var/lib/systemd/timers /var/lib/systemd/catalog";
 
 /// Every file with mode and owner, every user, group and unit of a machine.
-async fn inventory(machine: &Machine) -> anyhow::Result<BTreeSet<String>> {
+pub(super) async fn inventory(machine: &Machine) -> anyhow::Result<BTreeSet<String>> {
     let prune: Vec<String> = NOT_COMPARED
         .split_whitespace()
         .map(|path| format!("-path {path}"))
@@ -319,7 +319,11 @@ pub async fn package(
                     rights.no_new_privileges && rights.filtered == architecture.is_native(),
                     "{rights:?}"
                 );
-                let filter = if rights.filtered { ", system calls filtered" } else { "" };
+                let filter = if rights.filtered {
+                    ", system calls filtered"
+                } else {
+                    ""
+                };
                 Ok(((), format!("no capability, no new privileges{filter}")))
             },
         )

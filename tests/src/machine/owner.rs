@@ -261,9 +261,15 @@ impl Rights {
 /// An emulated systemd hands out no credentials, so there the owner does by hand what the unit would.
 pub async fn enrol_with_key(machine: &Machine, site: &Site) -> anyhow::Result<()> {
     let config = "/etc/holdfast/agent.yaml";
-    machine.write(config, "0640", &settings(&site.api.url())).await?;
-    machine.write(KEY, "0600", &site.enrolment_key().await?).await?;
-    machine.run("systemd-tmpfiles --create holdfast-agent.conf").await?;
+    machine
+        .write(config, "0640", &settings(&site.api.url()))
+        .await?;
+    machine
+        .write(KEY, "0600", &site.enrolment_key().await?)
+        .await?;
+    machine
+        .run("systemd-tmpfiles --create holdfast-agent.conf")
+        .await?;
     let unit = "holdfast-agent-enroll.service";
     let script = if machine.architecture().is_native() {
         format!("systemctl start {unit}")
