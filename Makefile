@@ -13,7 +13,7 @@ RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: bench crash-matrix cross demo digest-matrix fmt help image lint man openapi package properties release \
-  rollout-campaign selfupdate-campaign setup test test-cross test-packages
+  rollout-campaign selfupdate-campaign setup test test-cross test-machines test-packages
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,3 +98,7 @@ package: man ## Build and pack everything that a release holds, into target/pack
 
 test-packages: ## Install, upgrade, remove and purge the packages in a fresh Debian root
 	@cross/test-packages.sh
+
+test-machines: setup package ## Install the packages on booted Debian machines, amd64 and arm64, and run agents of other processors; writes docs/machines.md (MACHINES="--only amd64")
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" HOLDFAST_PACKAGES="$(TARGET)/packages" "$(TARGET)/debug/lab" run "$(TARGET)/debug/machines" $(MACHINES)

@@ -1,11 +1,14 @@
 //! A few runs of every measurement, so that none of them rots: what happened is judged, times are not.
 
+use std::time::Duration;
+
+use holdfast_tests::binaries;
 use holdfast_tests::tcp_tap::Mode;
 
 use crate::downtime::{App, rounds};
 use crate::rollback::{Trouble, rollbacks};
 use crate::transport::{capped, kills, memory, over, speed, stalls};
-use crate::{handover, resolution, rollout, steady};
+use crate::{footprint, handover, resolution, rollout, steady};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn swaps_of_all_three_kinds_can_be_measured() -> anyhow::Result<()> {
@@ -96,5 +99,22 @@ async fn a_push_to_a_fleet_can_be_measured() -> anyhow::Result<()> {
     assert!(first <= last && script_first <= script_last);
     let cost = rollout::cost(20).await?;
     assert!(!cost.processor.is_zero() && cost.rss_kb > 0, "{cost:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_at_rest_can_be_weighed() -> anyhow::Result<()> {
+    let agent = binaries::agent()?;
+    let weight = footprint::weigh(&agent, &agent, 3, Duration::from_secs(5)).await?;
+    assert!(
+        weight.rss_kb >= weight.pss_kb && weight.pss_kb > 1_000,
+        "{weight:?}"
+    );
+    assert!(weight.processor < weight.over, "{weight:?}");
+    assert!(weight.file > 1_000_000 && weight.wire > 0, "{weight:?}");
+    assert_eq!(weight.written, 0, "{weight:?}");
+    // The goal; whether it is kept does not depend on the machine.
+    let bytes = footprint::poll_bytes(5).await?;
+    assert!((100..1_000).contains(&bytes), "{bytes}");
     Ok(())
 }

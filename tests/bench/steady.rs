@@ -34,7 +34,7 @@ pub(crate) struct Steady {
 }
 
 /// A figure of `/proc/PID/io`.
-fn io(pid: u32, name: &str) -> anyhow::Result<u64> {
+pub(crate) fn io(pid: u32, name: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/io"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let figure = line.and_then(|line| line.strip_prefix(": "));

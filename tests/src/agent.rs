@@ -23,6 +23,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// A folder that is there already for its state; one of its own, unless told.
     pub state: Option<PathBuf>,
+    /// Another build of it, such as one for another processor below an emulator.
+    pub program: Option<PathBuf>,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
             }),
             env: Vec::new(),
             state: None,
+            program: None,
         }
     }
 
@@ -91,7 +94,7 @@ impl Agent {
         config["secrets_on_disk"] = json!(true);
         let path = folder.path().join("agent.yaml");
         fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
-        let binary = binaries::agent()?;
+        let binary = options.program.map_or_else(binaries::agent, Ok)?;
         let words = ["--config", &path.display().to_string(), "run"].map(str::to_owned);
         let mut program = Program::new(&binary, words);
         program.env = options.env;

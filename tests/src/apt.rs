@@ -29,6 +29,7 @@ const BRINGS: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("umount", "mount"),
     ("strace", "strace"),
+    ("debootstrap", "debootstrap"),
     ("prlimit", "util-linux"),
     ("sqlite3", "sqlite3"),
     ("faketime", "faketime"),

@@ -24,6 +24,7 @@ pub mod images;
 pub mod invariants;
 pub mod layers;
 pub mod line;
+pub mod machine;
 pub mod matrix;
 pub mod place;
 pub mod podman;

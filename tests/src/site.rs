@@ -314,7 +314,7 @@ impl Drop for Device {
 /// Removes every container and network with a label; what fails is left to the engine's end.
 ///
 /// Networks are few: an engine has addresses for about thirty.
-fn remove_all(socket: &Path, label: &str) {
+pub(crate) fn remove_all(socket: &Path, label: &str) {
     let docker = |words: &[&str]| {
         let mut command = Command::new("docker");
         command
