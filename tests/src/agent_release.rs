@@ -295,45 +295,44 @@ impl Updated {
     }
 
     /// Waits until the agent that a release has runs and is reported as verified.
-    #[track_caller]
-    pub fn wait_confirmed(&self, site: &Site, release: &Pushed) -> impl Future<Output = Value> {
-        let content = release.child("linux/amd64").config_digest.clone();
-        wait_for(
-            "the release to be confirmed",
-            ENDS_WITHIN,
-            async move || {
-                let report = self
-                    .reported(site)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let runs = report["configDigest"] == content && report["verified"] == true;
-                if runs {
-                    Ok(report)
-                } else {
-                    Err(format!("{report} {}", self.slots()))
-                }
-            },
-        )
-    }
-
-    /// Waits until a release is reported as rejected, and gives the report.
-    #[track_caller]
-    pub fn wait_rejected(&self, site: &Site, release: &Pushed) -> impl Future<Output = Value> {
-        let names = [
-            release.child("linux/amd64").manifest_digest.clone(),
-            release.top_digest.clone(),
-        ];
-        wait_for("the release to be rejected", ENDS_WITHIN, async move || {
+    ///
+    /// # Panics
+    /// When the deadline passes.
+    pub async fn wait_confirmed(&self, site: &Site, release: &Pushed) -> Value {
+        let content = &release.child("linux/amd64").config_digest;
+        wait_for("the release to be confirmed", ENDS_WITHIN, async || {
             let report = self
                 .reported(site)
                 .await
                 .map_err(|error| error.to_string())?;
-            let image = report["rejected"]["image"].as_str().unwrap_or_default();
-            if names.iter().any(|name| image.ends_with(name)) {
+            let runs = report["configDigest"] == *content && report["verified"] == true;
+            if runs {
                 Ok(report)
             } else {
                 Err(format!("{report} {}", self.slots()))
             }
         })
+        .await
+    }
+
+    /// Waits until a release is reported as rejected, and gives the report.
+    ///
+    /// # Panics
+    /// When the deadline passes.
+    pub async fn wait_rejected(&self, site: &Site, release: &Pushed) -> Value {
+        let child = &release.child("linux/amd64").manifest_digest;
+        wait_for("the release to be rejected", ENDS_WITHIN, async || {
+            let report = self
+                .reported(site)
+                .await
+                .map_err(|error| error.to_string())?;
+            let image = report["rejected"]["image"].as_str().unwrap_or_default();
+            if image.ends_with(child) || image.ends_with(&release.top_digest) {
+                Ok(report)
+            } else {
+                Err(format!("{report} {}", self.slots()))
+            }
+        })
+        .await
     }
 }

@@ -405,7 +405,13 @@ fn a29_a_newer_format_is_refused_and_left_alone() {
 #[test]
 fn what_the_next_agent_added_is_left_as_it_is() {
     let folder = folder();
-    open(&folder).set_target(&target(7)).unwrap();
+    let target = StoredTarget {
+        body: b"{}".to_vec(),
+        etag: None,
+        generation: 7,
+        received_at: Timestamp::default(),
+    };
+    open(&folder).set_target(&target).unwrap();
     let path = folder.path().join("journal.db");
     let later = (1 << 16) | 1;
     let db = Connection::open(&path).unwrap();
@@ -418,14 +424,9 @@ fn what_the_next_agent_added_is_left_as_it_is() {
     db.pragma_update(None, "user_version", later).unwrap();
     drop(db);
     let journal = open(&folder);
-    assert_eq!(journal.target().unwrap(), Some(target(7)));
-    let intent = Intent {
-        key: key(),
-        step: "create".to_owned(),
-        candidate: None,
-    };
+    assert_eq!(journal.target().unwrap(), Some(target));
     let change = Change::Set(Box::default());
-    let id = journal.begin(&intent, &change, Timestamp::default());
+    let id = journal.begin(&intent(None), &change, Timestamp::default());
     journal.finish(id.unwrap(), &key(), &Change::None).unwrap();
     assert_eq!(journal.histories().unwrap().len(), 1);
     drop(journal);

@@ -11,10 +11,11 @@ use super::images::Pulling;
 use super::world::{Container, Network, World};
 use super::{FakeEngine, make};
 use crate::clock::Clock;
+use crate::engine::member::Sink;
 use crate::engine::{
     Engine, EngineAttachment, EngineContainer, EngineError, EngineImage, EngineInfo, EngineNetwork,
-    Executed, Fetch, ImageStore, NewContainer, NewSandbox, Operation, StoredImage, known, labels,
-    sandbox,
+    Executed, Fetch, ImageStore, NewContainer, NewSandbox, Operation, ReadError, StoredImage,
+    known, labels, sandbox,
 };
 
 /// As `docker.rs` waits: reading is quick, changing may take a minute.
@@ -549,8 +550,7 @@ impl<C: Clock> Engine for FakeEngine<C> {
     ) -> Result<(), ReadError> {
         // Images of the model hold no files.
         let found = self.call(Operation::ReadFile, id, |world, _| {
-            let _: () = world.container(id).map(|_| ())?;
-            Ok(())
+            world.container(id).map(|_| ())
         });
         found.await?;
         Err(ReadError::NotThere)
