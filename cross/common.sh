@@ -1,5 +1,5 @@
 # Sourced by the scripts of this folder: where things are, and how cross/targets is read.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target_dir=${CARGO_TARGET_DIR:-$root/target}

@@ -38,15 +38,15 @@ put 644 "$root/cross/package/copyright" "$doc/copyright"
 put 644 "$root/LICENSE-MIT" "$doc/LICENSE-MIT"
 put 644 "$root/LICENSE-APACHE" "$doc/LICENSE-APACHE"
 put_compressed "$root/CHANGELOG.md" "$doc/changelog.gz"
-if [ -d "$root/systemd/examples" ]; then
-  for example in "$root/systemd/examples/"*; do
-    case $(basename "$example") in
-    holdfast-*) [ "$(basename "$example")" = "$name.service.d" ] || continue ;;
-    esac
-    mkdir -p "$tree/$doc/examples"
-    cp -r "$example" "$tree/$doc/examples/"
-  done
-fi
+# Drop-ins for Podman and the page about all of them go with the agent.
+for example in "$root/systemd/examples/"*; do
+  case $program:$(basename "$example") in
+  "$program:$name.service.d") ;;
+  *:holdfast-* | api:*) continue ;;
+  esac
+  mkdir -p "$tree/$doc/examples"
+  cp -r "$example" "$tree/$doc/examples/"
+done
 if [ "$program" = agent ]; then
   put 644 "$root/systemd/policy.example.yaml" "$doc/examples/policy.yaml"
   man=$target_dir/man
