@@ -384,7 +384,7 @@ async fn a_full_disk_holds_the_update_and_leaves_nothing_of_it() -> anyhow::Resu
 async fn a_release_that_hears_nothing_makes_place_and_is_tried_later() -> anyhow::Result<()> {
     let mut bench = Bench::start().await?;
     let api = bench.site.api.process().pid();
-    let signal = |signal| {
+    let signal = move |signal| {
         let pid = i32::try_from(api)
             .ok()
             .and_then(rustix::process::Pid::from_raw);
