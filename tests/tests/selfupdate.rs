@@ -384,7 +384,7 @@ async fn a_full_disk_holds_the_update_and_leaves_nothing_of_it() -> anyhow::Resu
 async fn a_release_that_hears_nothing_makes_place_and_is_tried_later() -> anyhow::Result<()> {
     let mut bench = Bench::start().await?;
     let api = bench.site.api.process().pid();
-    let signal = |signal| {
+    let signal = move |signal| {
         let pid = i32::try_from(api)
             .ok()
             .and_then(rustix::process::Pid::from_raw);
@@ -476,17 +476,16 @@ async fn a_bad_release_stops_a_rollout_and_every_device_is_back() -> anyhow::Res
         }
     })
     .await;
-    assert!(
-        ended.to_string().contains("died before it was ready"),
-        "{ended}"
-    );
+    assert_eq!(ended["state"], "rolled_back", "{ended}");
+    let counts = json!({ "returned": 1, "waiting": 1 });
+    assert_eq!(ended["counts"], counts, "the second device was never told");
     for on in &devices {
         on.wait_confirmed(&site, &one).await;
         assert_eq!(on.slots()["trial"], Value::Null);
     }
-    let tried = devices
-        .iter()
-        .filter(|on| on.slots()["last"]["came"] == "rejected");
-    assert_eq!(tried.count(), 1, "the second device was never told");
+    let tried = devices.iter().map(|on| on.slots()["last"].clone());
+    let tried: Vec<Value> = tried.filter(|last| last["came"] == "rejected").collect();
+    assert_eq!(tried.len(), 1, "{tried:?}");
+    assert_eq!(tried[0]["reason"], "it died before it was ready");
     Ok(())
 }

@@ -374,11 +374,16 @@ impl Engine for DockerEngine {
         let networks: Vec<&str> = new.network.names().collect();
         let lender = new.network.lender();
         let files = secrets::service_folder(&self.runtime_dir, new.key);
+        // It holds the files of a release of the agent, and is never started.
+        let is_agent = new.service.config.is_agent();
+        if is_agent {
+            guard::release(&self.policy, &new.service.image_name)?;
+        }
         let ours = guard::Ours {
             containers: lender.as_slice(),
             networks: &networks,
             files: Some(&files),
-            own_image: false,
+            own_image: is_agent,
         };
         guard::container(&self.policy, &body, &ours)?;
         // The policy speaks of where an image comes from; here it may be called otherwise.

@@ -85,6 +85,9 @@ pub fn refusals(
     // Stands for the sandbox that such a service will use: joining it is no request of the spec's.
     const A_SANDBOX: &str = "a-sandbox";
     let judge = |key: &ServiceKey, service: &ServiceTarget| {
+        if service.config.is_agent() {
+            return release(policy, &service.image_name).err();
+        }
         let borrows = matches!(service.config.network_mode, Some(NetworkMode::Service(_)));
         let new = NewContainer {
             device,
@@ -128,6 +131,14 @@ pub fn fetch(policy: &Policy, fetch: &Fetch<'_>) -> Result<(), Refusal> {
     )?;
     match policy.rules() {
         Some(rules) => from_allowed_registry(rules, Some(fetch.pinned)),
+        None => Ok(()),
+    }
+}
+
+/// Judges a release of the agent by where it comes from. It runs in no container: the ceilings are not about it.
+pub fn release(policy: &Policy, pinned: &str) -> Result<(), Refusal> {
+    match policy.rules() {
+        Some(rules) => from_allowed_registry(rules, Some(pinned)),
         None => Ok(()),
     }
 }

@@ -376,7 +376,7 @@ pub(super) mod tests {
         let write = |text: &str| std::fs::write(folder.path().join(FILE), text).unwrap();
         write(r#"{"format":1,"news":{"a":1}}"#);
         assert_eq!(Slots::read(folder.path()), Ok(Slots::default()));
-        for bad in ["", "{", r#"{"format":2}"#, "[]", r#"{"trial":{}}"#] {
+        for bad in ["", "{", r#"{"format":2}"#, "[2]", r#"{"trial":{}}"#] {
             write(bad);
             assert!(Slots::read(folder.path()).is_err(), "{bad}");
         }

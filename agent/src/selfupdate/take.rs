@@ -181,11 +181,12 @@ fn release(identity: Identity, service: &ServiceTarget, listed: Listed) -> Relea
 /// The service whose container holds a release's files: it is never started, so that its program is only
 /// named because engines make no container without one.
 pub(crate) fn holder(service: &ServiceTarget) -> ServiceTarget {
-    let command = serde_json::json!({ "command": [IN_IMAGE], "network_mode": "none" });
+    let command = serde_json::json!({ "command": [IN_IMAGE] });
     let config: ServiceSpec = serde_json::from_value(command).unwrap_or_default();
     ServiceTarget {
         config: ServiceSpec {
             image: service.config.image.clone(),
+            holdfast: service.config.holdfast.clone(),
             ..config
         },
         ..service.clone()

@@ -407,6 +407,29 @@ fn corpus() -> Vec<(&'static str, Value, Option<&'static str>)> {
 }
 
 #[test]
+fn a_release_of_the_agent_is_judged_by_its_registry_alone() {
+    let ceilings = "registries: [docker.io]\nceilings: { memory: 64m }";
+    let refused = |policy: &str, config: &Value| {
+        let target = target(config);
+        refusals(
+            &self::policy(policy),
+            &target.uuid,
+            &target,
+            Path::new(RUNTIME_DIR),
+        )
+    };
+    let agent = json!({ "x-holdfast": { "agent": true } });
+    assert!(refused(ceilings, &agent).is_empty());
+    assert_eq!(
+        refused(ceilings, &json!({})).len(),
+        1,
+        "a container needs a limit"
+    );
+    let elsewhere = "registries: [registry.example]";
+    assert_eq!(refused(elsewhere, &agent).len(), 1);
+}
+
+#[test]
 fn each_spelling_of_a_way_out_is_refused_under_a_strict_policy() {
     let corpus = corpus();
     assert!(corpus.len() >= 60, "{}", corpus.len());
