@@ -89,7 +89,7 @@ pub fn later(deb: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let later = later.with_extension("later.deb");
     apt::run(
         Command::new("dpkg-deb")
-            .args(["--root-owner-group", "--build"])
+            .args(["--root-owner-group", "-Zgzip", "-z1", "--build"])
             .arg(&tree)
             .arg(&later),
     )?;

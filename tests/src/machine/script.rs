@@ -17,8 +17,9 @@ use crate::site::{Site, service, target};
 use crate::{api, place, registry};
 
 /// What the script itself must leave as it is when it is run again: files with content and time, and processes.
-const CONTENT: &str = "find /etc /usr /var/lib/holdfast -xdev -type f -not -path '*/agent.db*' -printf '%p %m %u:%g %T@ ' \
-                       -exec sha256sum {} \\; ; systemctl show --property=MainPID --value holdfast-agent";
+const CONTENT: &str = "set -- /etc /usr /var/lib/holdfast -xdev -type f -not -path '*/agent.db*'; \
+                       find \"$@\" -printf '%p %m %u:%g %T@\\n'; find \"$@\" -exec sha256sum {} + ; \
+                       systemctl show --property=MainPID --value holdfast-agent";
 
 /// Refused while something is wrong, works when nothing is, twice, and leaves nothing when it is told to go.
 pub async fn install(ledger: &mut Ledger<'_>, packages: &Packages) -> anyhow::Result<()> {
