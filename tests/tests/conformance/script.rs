@@ -437,6 +437,7 @@ fn said(outcome: Result<String, EngineError>) -> String {
         Err(EngineError::Unsupported(_)) => "unsupported".to_owned(),
         Err(EngineError::Forbidden(_)) => "forbidden".to_owned(),
         Err(EngineError::Files(_)) => "no files".to_owned(),
+        Err(EngineError::Program(_)) => "no program".to_owned(),
         Err(EngineError::Nonsense { .. }) => "nonsense".to_owned(),
     }
 }
