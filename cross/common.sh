@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target_dir=${CARGO_TARGET_DIR:-$root/target}
 # Tools that no Debian package brings are kept from one clone to the next.
 tools=${HOLDFAST_CROSS_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/holdfast-cross}
-packages=$target_dir/packages
+packages=${HOLDFAST_PACKAGES:-$target_dir/packages}
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' "$root/Cargo.toml")
 
 # Every time stamp in what is made: that of the commit, so that tomorrow's build is the same.

@@ -27,13 +27,20 @@ for what in "$@"; do
     need minisign minisign
     need jq jq
     ;;
-  sbom) ;;
+  sbom)
+    need /usr/bin/cargo cargo-web
+    need /usr/bin/rustc rustc-web
+    need cc gcc libc6-dev
+    need jq jq
+    ;;
   test)
     need debootstrap debootstrap
     need openssl openssl
     ;;
   run)
     need qemu-arm-static qemu-user-static
+    need readelf binutils
+    need jq jq
     need /usr/aarch64-linux-gnu/lib/libc.so.6 libc6-arm64-cross
     need /usr/arm-linux-gnueabihf/lib/libc.so.6 libc6-armhf-cross
     ;;
@@ -63,9 +70,10 @@ flock 9
 # Debian's compiler, because it is there on every machine that builds packages.
 from_crates_io() {
   local crate=$1 crate_version=$2
+  shift 2
   [ ! -x "$tools/bin/$crate" ] || return 0
   echo "installing $crate …" >&2
-  CARGO_TARGET_DIR="$tools/build" RUSTC=/usr/bin/rustc /usr/bin/cargo install --quiet --locked --no-default-features \
+  CARGO_TARGET_DIR="$tools/build" RUSTC=/usr/bin/rustc /usr/bin/cargo install --quiet --locked "$@" \
     --version "$crate_version" --root "$tools" "$crate"
   rm -rf "$tools/build"
 }
@@ -80,7 +88,7 @@ for what in "$@"; do
       # Of exactly these contents, because it links every program that is shipped.
       "$tools/zig/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$root/cross/zig.txt"
     fi
-    from_crates_io cargo-zigbuild 0.24.1
+    from_crates_io cargo-zigbuild 0.24.1 --no-default-features
     ;;
   sbom) from_crates_io cargo-cyclonedx 0.5.9 ;;
   esac

@@ -109,21 +109,21 @@ is_for_its_machine() {
         "Architecture: $architecture Version: $version Package: holdfast-$program " ] || { dpkg-deb -f "$deb"; return 1; }
       # The machine's number in the header of an ELF file.
       case $architecture in amd64) expected=3e00 ;; arm64) expected=b700 ;; armhf) expected=2800 ;; esac
-      seen=$(dpkg-deb --fsys-tarfile "$deb" | tar -xOf - "./usr/bin/holdfast-$program" | od -An -tx1 -j18 -N2 | tr -d ' \n')
+      dpkg-deb --fsys-tarfile "$deb" | tar -xOf - "./usr/bin/holdfast-$program" >"$work/program"
+      seen=$(od -An -tx1 -j18 -N2 "$work/program" | tr -d ' \n')
       [ "$seen" = "$expected" ] || { echo "$deb: $seen, not $expected"; return 1; }
     done
   done
 }
 is_the_same_again() {
-  local before after
-  before=$(cd "$packages" && sha256sum ./*_"$version"_*.deb ./*_"$version"_*.tar.gz)
+  local target again
   for target in $(targets); do
-    for program in agent api; do
-      [ ! -f "$packages/holdfast-${program}_${version}_$target.tar.gz" ] || "$root/cross/package.sh" "$target" "$program"
+    [ "$(target_says "$target" deb)" = "$machine" ] || continue
+    for again in first second; do
+      HOLDFAST_PACKAGES=$work/$again "$root/cross/package.sh" "$target" agent api >/dev/null
     done
-  done >/dev/null
-  after=$(cd "$packages" && sha256sum ./*_"$version"_*.deb ./*_"$version"_*.tar.gz)
-  diff <(echo "$before") <(echo "$after")
+  done
+  [ -f "$work/first/$(basename "$agent")" ] && diff -r "$work/first" "$work/second" && rm -r "$work/first" "$work/second"
 }
 sums_are_true() {
   cd "$packages" && sha256sum --check --strict --quiet SHA256SUMS &&
