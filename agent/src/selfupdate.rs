@@ -33,6 +33,9 @@ const BUILT_IN: Option<&str> = option_env!("HOLDFAST_RELEASE_KEY");
 /// A release that reached nobody is tried again after so long each time, then given up: what is away may be
 /// back, and each try is a pause in which nobody looks after the containers.
 const PAUSES_MS: [u64; 3] = [60_000, 600_000, 3_600_000];
+/// Where the launcher could not write down what becomes of a release, none is tried for so long: the disk is mended
+/// by hand, and each try would end as the one before it.
+const UNWRITTEN_MS: u64 = 600_000;
 /// How long a release on trial may take to look at the engine and to hear from the control API, in
 /// milliseconds: less than the kernel gives it, so that it can say what it lacked.
 const PROOF_MS: u64 = 30_000;
@@ -124,11 +127,18 @@ impl SelfUpdate {
     }
 
     fn waits(&self, slots: &Slots, now: Timestamp, now_ms: u64, hears: bool) -> Option<AgentWait> {
-        if let Some(note) = &self.launched.note {
+        let left_ms = UNWRITTEN_MS.saturating_sub(now_ms);
+        if let Some(why) = self
+            .launched
+            .note
+            .as_ref()
+            .filter(|_| self.launched.unwritten)
+            && left_ms > 0
+        {
             return Some(AgentWait {
                 of: None,
-                until: None,
-                why: note.clone(),
+                until: Some(plus(now, left_ms)),
+                why: why.clone(),
             });
         }
         let left_ms = self.again_ms.saturating_sub(now_ms);
