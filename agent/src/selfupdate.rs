@@ -409,6 +409,24 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_could_be_written_down_no_release_is_tried_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let launched = |unwritten| Launched {
+            note: Some("the disk is full".to_owned()),
+            unwritten,
+            ..Launched::directly()
+        };
+        let open = |unwritten| SelfUpdate::open(folder.path(), &launched(unwritten), &[], NOW);
+        let wait = open(true).running(NOW, 1_000, true).waits.unwrap();
+        assert_eq!(wait.until, Some(NOW.plus_ms(599_000)));
+        assert_eq!(wait.why, "the disk is full");
+        assert_eq!(open(true).running(NOW, UNWRITTEN_MS, true).waits, None);
+        let other = open(false);
+        assert_eq!(other.running(NOW, 0, true).waits, None);
+        assert_eq!(other.complaint(), Some("the disk is full"));
+    }
+
+    #[test]
     fn a_damaged_file_is_told_and_the_installed_program_runs() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(FOLDER)).unwrap();
