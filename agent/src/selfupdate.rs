@@ -33,6 +33,9 @@ const BUILT_IN: Option<&str> = option_env!("HOLDFAST_RELEASE_KEY");
 /// A release that reached nobody is tried again after so long each time, then given up: what is away may be
 /// back, and each try is a pause in which nobody looks after the containers.
 const PAUSES_MS: [u64; 3] = [60_000, 600_000, 3_600_000];
+/// Where the launcher could not write down what becomes of a release, none is tried for so long: the disk is mended
+/// by hand, and each try would end as the one before it.
+const UNWRITTEN_MS: u64 = 600_000;
 /// How long a release on trial may take to look at the engine and to hear from the control API, in
 /// milliseconds: less than the kernel gives it, so that it can say what it lacked.
 const PROOF_MS: u64 = 30_000;
@@ -124,11 +127,18 @@ impl SelfUpdate {
     }
 
     fn waits(&self, slots: &Slots, now: Timestamp, now_ms: u64, hears: bool) -> Option<AgentWait> {
-        if let Some(note) = &self.launched.note {
+        let left_ms = UNWRITTEN_MS.saturating_sub(now_ms);
+        if let Some(why) = self
+            .launched
+            .note
+            .as_ref()
+            .filter(|_| self.launched.unwritten)
+            && left_ms > 0
+        {
             return Some(AgentWait {
                 of: None,
-                until: None,
-                why: note.clone(),
+                until: Some(plus(now, left_ms)),
+                why: why.clone(),
             });
         }
         let left_ms = self.again_ms.saturating_sub(now_ms);
@@ -396,6 +406,24 @@ mod tests {
         let agent = open(&folder, Place::Package, NOW);
         assert!(agent.running(NOW, 0, false).waits.is_some());
         assert_eq!(agent.running(NOW, 0, true), RunningAgent::default());
+    }
+
+    #[test]
+    fn where_nothing_could_be_written_down_no_release_is_tried_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let launched = |unwritten| Launched {
+            note: Some("the disk is full".to_owned()),
+            unwritten,
+            ..Launched::directly()
+        };
+        let open = |unwritten| SelfUpdate::open(folder.path(), &launched(unwritten), &[], NOW);
+        let wait = open(true).running(NOW, 1_000, true).waits.unwrap();
+        assert_eq!(wait.until, Some(NOW.plus_ms(599_000)));
+        assert_eq!(wait.why, "the disk is full");
+        assert_eq!(open(true).running(NOW, UNWRITTEN_MS, true).waits, None);
+        let other = open(false);
+        assert_eq!(other.running(NOW, 0, true).waits, None);
+        assert_eq!(other.complaint(), Some("the disk is full"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! service notices either.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -340,6 +341,28 @@ async fn an_agent_killed_at_any_write_of_its_update_ends_with_one_that_works() -
         bench.nobody_noticed().await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_cannot_be_executed_leaves_the_installed_program_at_once() -> anyhow::Result<()>
+{
+    let bench = Bench::start().await?;
+    let one = bench.confirm("1").await?;
+    // What a shell would take for a script must be none for the launcher.
+    let script = bench.on.device.agent.runtime().join("script-ran");
+    let garbage = bench.on.device.agent.state().join("versions/a/garbage");
+    fs::write(&garbage, format!("touch {}\n", script.display()))?;
+    fs::set_permissions(&garbage, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&garbage, garbage.with_file_name("holdfast-agent"))?;
+    kill9(bench.on.pid()?);
+    let report = bench.on.wait_rejected(&bench.site, &one).await;
+    let reason = report["rejected"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("could not be executed"), "{reason}");
+    assert!(!script.exists(), "it was not given to a shell");
+    let program = fs::read_link(format!("/proc/{}/exe", bench.on.pid()?))?;
+    assert_eq!(program, bench.on.package);
+    bench.confirm("2").await?;
+    bench.nobody_noticed().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

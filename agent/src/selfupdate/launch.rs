@@ -46,16 +46,14 @@ pub fn choose(before: &Slots, start: &Start) -> (Slots, Choice) {
         return (slots, Choice::Package);
     }
     if let Some(mut trial) = slots.trial.take() {
-        match verdict(trial.begun.as_ref(), trial.tries, start) {
-            Some(reason) => slots.fail(&trial.release, reason, start.now),
-            None => {
-                trial.begun = Some(start.moment.clone());
-                trial.tries += 1;
-                let place = trial.place;
-                slots.trial = Some(trial);
-                return (slots, Choice::Trial(place));
-            }
-        }
+        let Some(reason) = verdict(trial.begun.as_ref(), trial.tries, start) else {
+            trial.begun = Some(start.moment.clone());
+            trial.tries += 1;
+            let place = trial.place;
+            slots.trial = Some(trial);
+            return (slots, Choice::Trial(place));
+        };
+        slots.fail(&trial.release, reason, start.now);
     }
     let choice = confirmed(&mut slots, start.now);
     (slots, choice)

@@ -4,17 +4,16 @@
 //! the first instruction to the last program, so that a service manager sees one that runs on.
 
 use std::convert::Infallible;
+use std::ffi::{CString, OsString};
 use std::io::Read as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use ring::digest::{Context, SHA256};
 
 use super::launch::{Choice, Start, TRIAL_SECONDS, after_failure, choose, without_trial};
 use super::slots::{Begun, FOLDER, Package, Place, Slots, Stamp};
 use crate::clock::{Clock as _, SystemClock};
-use crate::fault::chain;
 use crate::lock::FolderLock;
 use crate::system;
 
@@ -36,6 +35,8 @@ pub struct Launched {
     pub package: PathBuf,
     /// What went wrong before it.
     pub note: Option<String>,
+    /// Whether what becomes of a release could not be written down: none is tried for a while.
+    pub unwritten: bool,
 }
 
 impl Launched {
@@ -45,6 +46,7 @@ impl Launched {
             place: Place::Package,
             package: own_path(),
             note: None,
+            unwritten: false,
         }
     }
 }
@@ -58,6 +60,7 @@ pub fn launch(state_dir: &Path) -> Launched {
             place,
             package,
             note: None,
+            unwritten: false,
         };
     }
     // One that ends in good order takes its deadline away itself; nothing inherited may end this one.
@@ -70,37 +73,34 @@ pub fn launch(state_dir: &Path) -> Launched {
     let Ok(lock) = FolderLock::take(state_dir) else {
         return Launched::directly();
     };
-    let note = go(&folder);
-    drop(lock);
-    Launched {
-        note,
-        ..Launched::directly()
+    let mut launched = Launched::directly();
+    if let Err(why) = go(&folder, &mut launched.unwritten) {
+        launched.note = Some(why);
     }
+    drop(lock);
+    launched
 }
 
-/// Returns, with what went wrong, if the installed program is to run.
-fn go(folder: &Path) -> Option<String> {
-    let before = match Slots::read(folder) {
-        Ok(slots) => slots,
-        Err(why) => return Some(format!("no release of the agent is started: {why}")),
-    };
+/// Returns, with what went wrong, if the installed program is to run. What is only a release's fault is remembered
+/// of it and no complaint.
+fn go(folder: &Path, unwritten: &mut bool) -> Result<(), String> {
+    let before = Slots::read(folder)?;
     let start = look(&before);
     let (mut slots, mut choice) = choose(&before, &start);
-    let mut note = None;
+    let mut outcome = Ok(());
     if slots != before
         && let Err(error) = slots.write(folder)
     {
-        note = Some(format!(
-            "what becomes of the agent's releases cannot be written down: {error}"
-        ));
+        (*unwritten, outcome) = (true, Err(not_written(&error)));
         if matches!(choice, Choice::Trial(_)) {
             choice = without_trial(&before);
+            slots = before;
         }
     }
     // Each failure leads one step back: trial, confirmed release, installed program.
     loop {
         let place = match choice {
-            Choice::Package => return note,
+            Choice::Package => return outcome,
             Choice::Slot(place) | Choice::Trial(place) => place,
         };
         if matches!(choice, Choice::Trial(_)) {
@@ -108,19 +108,15 @@ fn go(folder: &Path) -> Option<String> {
         }
         let Err(error) = execute(&place.program(folder), place);
         nix::unistd::alarm::cancel();
-        let why = error.to_string();
-        (slots, choice) = after_failure(&slots, choice, &why, start.now);
+        (slots, choice) = after_failure(&slots, choice, &error.to_string(), start.now);
         if let Err(error) = slots.write(folder) {
-            note = Some(format!(
-                "that a release of the agent failed cannot be written down: {error}"
-            ));
-        }
-        if note.is_none() {
-            note = Some(format!(
-                "a release of the agent could not be executed: {why}"
-            ));
+            (*unwritten, outcome) = (true, Err(not_written(&error)));
         }
     }
+}
+
+fn not_written(error: &std::io::Error) -> String {
+    format!("what becomes of the agent's releases cannot be written down: {error}")
 }
 
 fn look(before: &Slots) -> Start {
@@ -219,35 +215,44 @@ fn lacks_deadline() -> Option<String> {
     ))
 }
 
-fn same_words() -> (
-    Option<std::ffi::OsString>,
-    impl Iterator<Item = std::ffi::OsString>,
-) {
-    let mut words = std::env::args_os();
-    (words.next(), words)
+/// Starts a program in the place of this one, with the same arguments and these variables changed. By the kernel's
+/// own call: what it does not know as a program must not be given to a shell.
+fn replace(
+    program: &Path,
+    variables: &[(&str, Option<OsString>)],
+) -> Result<Infallible, std::io::Error> {
+    let text = |bytes: Vec<u8>| CString::new(bytes).map_err(std::io::Error::from);
+    let words = std::env::args_os().map(|word| text(word.into_vec()));
+    let words = words.collect::<Result<Vec<_>, _>>()?;
+    let kept = std::env::vars_os()
+        .filter(|(name, _)| variables.iter().all(|(changed, _)| name != changed));
+    let set = variables
+        .iter()
+        .filter_map(|(name, value)| Some((OsString::from(name), value.clone()?)));
+    let environment = kept.chain(set).map(|(mut pair, value)| {
+        pair.push("=");
+        pair.push(value);
+        text(pair.into_vec())
+    });
+    let environment = environment.collect::<Result<Vec<_>, _>>()?;
+    let program = text(program.as_os_str().as_bytes().to_vec())?;
+    Ok(nix::unistd::execve(&program, &words, &environment)?)
 }
 
 fn execute(program: &Path, place: Place) -> Result<Infallible, std::io::Error> {
-    let (name, words) = same_words();
-    let mut command = Command::new(program);
-    command.args(words).env(SLOT, place.word());
-    command.env(PACKAGE, own_path());
-    if let Some(name) = name {
-        command.arg0(name);
-    }
-    Err(command.exec())
+    let variables = [
+        (SLOT, Some(place.word().into())),
+        (PACKAGE, Some(own_path().into_os_string())),
+    ];
+    replace(program, &variables)
 }
 
-/// Starts the launcher in the place of this program, whose loops have ended. Returns if that cannot be done.
-pub fn again(launched: &Launched) -> String {
-    nix::unistd::alarm::cancel();
-    let (name, words) = same_words();
-    let mut command = Command::new(&launched.package);
-    command.args(words).env_remove(SLOT).env_remove(PACKAGE);
-    if let Some(name) = name {
-        command.arg0(name);
-    }
-    chain(&command.exec())
+/// Starts the launcher in the place of this program, whose loops have ended. Returns, with the reason, if that
+/// cannot be done.
+pub fn again(launched: &Launched) -> std::io::Error {
+    disarm();
+    let Err(error) = replace(&launched.package, &[(SLOT, None), (PACKAGE, None)]);
+    error
 }
 
 /// Takes the deadline of a trial away.

@@ -56,6 +56,7 @@ impl Place {
     }
 
     /// The slot that can be written while this one runs.
+    #[must_use]
     pub fn other_slot(self) -> Self {
         match self {
             Self::A => Self::B,

@@ -56,7 +56,7 @@ impl SelfUpdate {
             }
             clock.sleep_ms(LOOK_MS).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn make_place(&self) {

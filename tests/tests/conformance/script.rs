@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_agent::engine::member::Piece;
 use holdfast_agent::engine::{
-    Engine, EngineContainer, EngineError, Fetch, NewContainer, NewNetwork, NewSandbox,
+    Engine, EngineContainer, EngineError, Fetch, NewContainer, NewNetwork, NewSandbox, ReadError,
 };
 use holdfast_plan::{Amounts, ContainerState, NetworkKey, SandboxSpec};
 use holdfast_proto::id::{DeviceId, ServiceKey};
@@ -22,6 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const NO_PROGRESS_MS: u64 = 30_000;
 /// A program inside a container ends by then, for the same reason.
 const EXEC_MS: u64 = 60_000;
+/// No file of the script is as long.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// One line of the script and what the engine made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,6 +208,15 @@ impl<E: Engine, O: Outside> Play<'_, E, O> {
                 let program: Vec<String> = program.iter().map(ToString::to_string).collect();
                 let ran = engine.exec(&self.id(name), &program, EXEC_MS).await;
                 said(ran.map(|ran| format!("{:?}", ran.exit_code)))
+            }
+            ["read", name, path] => {
+                let mut take = |_: Piece<'_>| Ok(());
+                let id = self.id(name);
+                match engine.read_file(&id, path, MOST_BYTES, &mut take).await {
+                    Err(ReadError::Engine(error)) => said(Err(error)),
+                    Err(other) => other.to_string(),
+                    Ok(()) => "read".to_owned(),
+                }
             }
             _ => panic!("no such call: {words:?}"),
         }
