@@ -27,6 +27,8 @@ const HEARTBEAT_S: u64 = 60;
 const COUNTED_POLLS: usize = 30;
 /// From the target to twenty containers, below an emulator on a busy machine; then two heartbeats.
 const SETTLES_WITHIN: Duration = Duration::from_mins(15);
+/// An emulated program's processor time says nothing about a device's, however long it is watched.
+const EMULATED: Duration = Duration::from_mins(1);
 /// Ticks of `/proc/PID/stat` in a second (proc(5), `sysconf(_SC_CLK_TCK)`): 100 on every Linux of today.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -39,6 +41,8 @@ pub(crate) struct Weight {
     pub(crate) rss_kb: u64,
     /// Proportional set, in kB.
     pub(crate) pss_kb: u64,
+    /// What of it is no file's: heap and stacks, in kB.
+    pub(crate) anonymous_kb: u64,
     /// How long it was watched.
     pub(crate) over: Duration,
     /// Processor time it took meanwhile.
@@ -184,6 +188,7 @@ pub(crate) async fn weigh(
         file: fs::metadata(file)?.len(),
         rss_kb: kb(pid, "status", "VmRSS")?,
         pss_kb: kb(pid, "smaps_rollup", "Pss")?,
+        anonymous_kb: kb(pid, "smaps_rollup", "Anonymous")?,
         over,
         processor: if same { now.1 - before.1.1 } else { ticks },
         written: io(pid, "write_bytes")? - before.2,
@@ -283,14 +288,19 @@ const OTHERS: &str = "\
 pub(crate) async fn measure(over: Duration) -> anyhow::Result<String> {
     let mut text = format!(
         "An agent at rest with {CONTAINERS} containers, at the shipped intervals (a poll every {POLL_S} s, a report every \
-         {HEARTBEAT_S} s), watched for {} minutes. Bytes written are extrapolated to an hour from that. \
-         Below qemu a program shares memory and time with its emulator: its file is what counts, the rest is an upper bound. \
-         \n\n\
-         | target | program, bytes | RSS, kB | PSS, kB | processor, % of a core | bytes written per hour | bytes on the wire per hour |\n\
-         |---|---|---|---|---|---|---|\n",
+         {HEARTBEAT_S} s), watched for {} minutes, emulated ones for one. Bytes written are extrapolated to an hour from that. \
+         Below qemu a program shares memory and time with its emulator: its file is what counts, the rest is an \
+         upper bound.\n\n\
+         | target | program, bytes | RSS, kB | PSS, kB | anonymous, kB | processor, % of a core | bytes written per hour | bytes on the wire per hour |\n\
+         |---|---|---|---|---|---|---|---|\n",
         over.as_secs() / 60
     );
     for program in programs()? {
+        let over = if program.native {
+            over
+        } else {
+            over.min(EMULATED)
+        };
         let weight = weigh(&program.run, &program.file, CONTAINERS, over).await?;
         let part = weight.processor.as_secs_f64() / weight.over.as_secs_f64() * 100.0;
         let per_hour = |bytes: u64| bytes * 3_600 / weight.over.as_secs().max(1);
@@ -301,10 +311,11 @@ pub(crate) async fn measure(over: Duration) -> anyhow::Result<String> {
         };
         writeln!(
             text,
-            "| {name} | {} | {} | {} | {part:.4} | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {part:.4} | {} | {} |",
             weight.file,
             weight.rss_kb,
             weight.pss_kb,
+            weight.anonymous_kb,
             per_hour(weight.written),
             per_hour(weight.wire)
         )?;

@@ -17,7 +17,7 @@ use holdfast_tests::machine::script;
 const USAGE: &str = "usage: machines [OPTION…]
   --packages DIR  what `make package` made (HOLDFAST_PACKAGES)
   --cross DIR     agents as DIR/TARGET/holdfast-agent (HOLDFAST_CROSS_DIR; else those beside the packages)
-  --only PLACE    only this place: amd64, arm64, script, arms
+  --only PLACES   only these places, with commas: amd64, arm64, script, arms
   --out FILE      where the page goes (docs/machines.md); `-` writes none";
 
 const PLACES: [&str; 4] = ["amd64", "arm64", "script", "arms"];
@@ -36,7 +36,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         match word.as_str() {
             "--packages" => packages = Some(PathBuf::from(value)),
             "--cross" => cross = Some(PathBuf::from(value)),
-            "--only" => places.retain(|place| place == value),
+            "--only" => places.retain(|place| value.split(',').any(|one| one == *place)),
             "--out" => out = (value != "-").then(|| PathBuf::from(value)),
             _ => bail!(USAGE),
         }
@@ -44,6 +44,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     if places.is_empty() {
         bail!(USAGE);
     }
+    let places_asked = places.clone();
     let clock = Stopwatch::start();
     let mut tell = |row: &Row| {
         let (word, found) = match &row.found {
@@ -91,7 +92,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     let now = i64::try_from(unix_seconds())?;
     let now = Timestamp::from_millis(now * 1_000).to_string();
     let about = About {
-        command: "make test-machines".to_owned(),
+        command: if places_asked == PLACES {
+            "make test-machines".to_owned()
+        } else {
+            format!("make test-machines (only {})", places_asked.join(", "))
+        },
         date: now.get(..10).unwrap_or_default().to_owned(),
         took_s: clock.elapsed().as_secs(),
     };

@@ -7,17 +7,19 @@ use anyhow::{Context, ensure};
 
 use super::checks::Ledger;
 use super::emulation;
+use super::root::{Architecture, Root};
 use crate::images::Image;
 use crate::place;
 use crate::serving::{Serving, life};
 use crate::site::Site;
 use crate::wait::try_wait_for;
 
-/// Targets whose programs need nothing of another system, and what runs them here when it is not theirs.
-/// The first Raspberry Pi's processor is an arm1176: a program for a newer one ends on it at once.
-pub const TARGETS: [(&str, &[&str]); 5] = [
+/// What agents are built for, and what runs them here when this machine is another. The first Raspberry Pi's processor is
+/// an arm1176: a program for a newer one ends on it at once.
+pub const TARGETS: [(&str, &[&str]); 6] = [
     ("x86_64-unknown-linux-gnu", &[]),
     ("x86_64-unknown-linux-musl", &[]),
+    (GNU_ARM64, &["qemu-aarch64-static"]),
     ("aarch64-unknown-linux-musl", &["qemu-aarch64-static"]),
     (
         "armv7-unknown-linux-musleabihf",
@@ -28,8 +30,13 @@ pub const TARGETS: [(&str, &[&str]); 5] = [
         &["qemu-arm-static", "-cpu", "arm1176"],
     ),
 ];
-/// Those that must be there: the two that most devices have, the oldest that must not be forgotten.
-const NEEDED: [&str; 2] = ["aarch64-unknown-linux-musl", "arm-unknown-linux-musleabihf"];
+/// Needs its system's libraries; they are a machine's.
+const GNU_ARM64: &str = "aarch64-unknown-linux-gnu";
+/// Of each of these one must be there: what most devices are, and the oldest that must not be forgotten.
+const NEEDED: [&[&str]; 2] = [
+    &[GNU_ARM64, "aarch64-unknown-linux-musl"],
+    &["arm-unknown-linux-musleabihf"],
+];
 
 /// The file of a target's agent: `DIR/TARGET/holdfast-agent`, or `DIR/holdfast-agent_VERSION_TARGET` as in a release.
 pub fn file(cross: &Path, target: &str) -> anyhow::Result<Option<PathBuf>> {
@@ -57,22 +64,35 @@ pub fn program(cross: &Path, target: &str, folder: &Path) -> anyhow::Result<Opti
     if words.is_empty() {
         return Ok(Some(binary));
     }
-    emulation::wrapper(folder, words, &binary).map(Some)
+    let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    if target == GNU_ARM64 {
+        let root = folder.join("root");
+        Root::of(Architecture::Arm64)?.unpack(&root)?;
+        words.extend(["-L".to_owned(), root.display().to_string()]);
+    }
+    emulation::wrapper(folder, &words, &binary).map(Some)
 }
 
 /// One journey for each agent that is there.
 pub async fn journeys(ledger: &mut Ledger<'_>, cross: &Path) {
+    for targets in NEEDED {
+        let there = targets
+            .iter()
+            .any(|target| matches!(file(cross, target), Ok(Some(_))));
+        ledger
+            .at(&targets.join(" or "), async |_: &mut Ledger<'_>| {
+                ensure!(there, "there is no agent for it in {}", cross.display());
+                Ok(())
+            })
+            .await;
+    }
     for (target, words) in TARGETS {
         let folder = place::temporary("cross");
         let program =
             folder.and_then(|folder| Ok((program(cross, target, folder.path())?, folder)));
         let found = match program {
             Ok((Some(program), folder)) => Ok((program, folder)),
-            Ok((None, _)) if !NEEDED.contains(&target) => continue,
-            Ok((None, _)) => Err(anyhow::anyhow!(
-                "no {target}/holdfast-agent in {}",
-                cross.display()
-            )),
+            Ok((None, _)) => continue,
             Err(error) => Err(error),
         };
         let how = if words.is_empty() {

@@ -41,9 +41,10 @@ pub fn enable() -> anyhow::Result<()> {
 /// A program that runs `binary` below qemu, as if it were the binary itself.
 ///
 /// A script, so that whoever starts programs needs not know; it lies in `folder`.
-pub fn wrapper(folder: &Path, words: &[&str], binary: &Path) -> anyhow::Result<PathBuf> {
+pub fn wrapper(folder: &Path, words: &[String], binary: &Path) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
-    apt::require(&words[..1])?;
+    let program = words.first().context("an emulator")?;
+    apt::require(&[program])?;
     let script = folder.join("holdfast-agent");
     let text = format!(
         "#!/bin/sh\nexec {} {} \"$@\"\n",

@@ -90,11 +90,6 @@ impl Root {
         Ok(root)
     }
 
-    /// Its tar file.
-    pub fn tar(&self) -> &Path {
-        &self.tar
-    }
-
     /// Imports it into an engine that does not have it; answers the image's name.
     pub async fn image(&self, docker: &Docker) -> anyhow::Result<String> {
         let name = format!("holdfast-machine:{}", self.key);
@@ -106,17 +101,11 @@ impl Root {
         Ok(name)
     }
 
-    /// Unpacks it into a temporary folder.
-    pub fn unpack(&self) -> anyhow::Result<tempfile::TempDir> {
-        let folder = place::temporary("root")?;
-        apt::run(
-            Command::new("tar")
-                .arg("-C")
-                .arg(folder.path())
-                .arg("-xf")
-                .arg(&self.tar),
-        )?;
-        Ok(folder)
+    /// Unpacks it into a folder, which is made.
+    pub fn unpack(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::create_dir(folder)?;
+        let mut tar = Command::new("tar");
+        apt::run(tar.arg("-C").arg(folder).arg("-xf").arg(&self.tar)).map(drop)
     }
 
     fn make(&self) -> anyhow::Result<()> {
