@@ -33,11 +33,12 @@ impl Release {
         let pair = Ed25519KeyPair::from_pkcs8(pair.as_ref())
             .ok()
             .context("a key just made")?;
-        let [a, b, c, d, e, f, g, h, ..] = place::random()?;
+        let mut number = [0; 8];
+        number.copy_from_slice(&place::random()?[..8]);
         let release = Self {
             folder: place::temporary("release")?,
             pair,
-            number: [a, b, c, d, e, f, g, h],
+            number,
         };
         for file in files {
             let name = file.file_name().context("a file has a name")?;
