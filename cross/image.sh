@@ -93,7 +93,7 @@ image() {
   read -r manifest manifest_size < <(blob "$work/manifest")
   printf '{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"%s","size":%s,"platform":{%s}}\n' \
     "$manifest" "$manifest_size" "$platform" >>"$work/manifests"
-  echo "linux/$architecture${variant#-}: $((layer_size / 1024)) KiB"
+  echo "linux/$architecture ${variant#-}: $((layer_size / 1024)) KiB"
 }
 
 : >"$work/manifests"

@@ -44,7 +44,7 @@ Installs the Holdfast agent on this machine, and enrols it when it is given a ke
   --server URL       the control API that this machine belongs to
   --key KEY          an enrolment key; HOLDFAST_ENROLMENT_KEY in the environment does as well, and shows
                      less: other users of this machine see what stands on a command line
-  --key-file FILE    the same, from a file; - is standard input
+  --key-file FILE    the same, from a file; - is standard input, when the script itself is not
   --version V        this version; the newest when absent
   --base-url URL     where the release is: a page or a folder (file:///media/usb)
   --release-key KEY  the public key that the release must be signed with
@@ -151,7 +151,8 @@ platform() {
     [ "$(uname -s)" = Linux ] || die "this is $(uname -s): the agent runs on Linux"
     machine=$(uname -m)
     deb='' target=''
-    if has dpkg; then
+    # Other systems have the program without its books.
+    if has dpkg && [ -s /var/lib/dpkg/status ]; then
         # Not the kernel's: a 64-bit kernel under a 32-bit system is common on a Raspberry Pi.
         deb=$(dpkg --print-architecture)
         case $deb in
@@ -214,12 +215,21 @@ fetch() {
             --max-filesize "$MOST_BYTES" -o "$work/$1.part" "$base/$1" ||
             die "$base/$1 cannot be fetched: nothing was changed"
     elif has wget; then
-        wget -q -T "$CONNECT_LIMIT" -O "$work/$1.part" "$base/$1" 2>/dev/null ||
+        fetch_by_wget "$base/$1" "$work/$1.part" 2>/dev/null ||
             die "$base/$1 cannot be fetched: nothing was changed"
     else
         die "neither curl nor wget is installed: install one of them"
     fi
     mv "$work/$1.part" "$work/$1"
+}
+
+# fetch_by_wget URL FILE
+fetch_by_wget() {
+    case $(wget --help 2>&1) in
+    # Debian's busybox crashes on a time limit of its own.
+    *BusyBox*) timeout "$FETCH_LIMIT" wget -q -O "$2" "$1" ;;
+    *) timeout "$FETCH_LIMIT" wget -q -T "$CONNECT_LIMIT" -t 3 -O "$2" "$1" ;;
+    esac
 }
 
 # Proves that SHA256SUMS was signed with the release's key.

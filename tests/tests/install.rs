@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -29,6 +29,9 @@ const BOOKS: [&str; 7] = [
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
+
+/// What somebody did to a release.
+type Harm<'a> = Box<dyn Fn() -> anyhow::Result<()> + 'a>;
 
 /// A copy of this machine: what is written in it is in memory, and gone with it.
 struct Machine {
@@ -160,8 +163,6 @@ fn list(folder: &Path, below: &str, found: &mut BTreeMap<String, String>) {
         }
     }
 }
-
-use std::os::unix::fs::FileTypeExt as _;
 
 /// A release as the packaging makes one: a package, a tarball, their checksums, the signature.
 struct Release {
@@ -368,7 +369,6 @@ async fn what_was_not_signed_or_was_changed_is_refused_with_nothing_installed() 
         assert!(text.contains(from), "{text}");
         Ok(fs::write(path, text.replacen(from, to, 1))?)
     };
-    type Harm<'a> = Box<dyn Fn() -> anyhow::Result<()> + 'a>;
     let harms: [(&str, &str, &str, Harm<'_>); 8] = [
         (
             "a changed package",
@@ -598,11 +598,13 @@ async fn the_api_tells_systemd_that_it_listens_lives_and_ends() -> anyhow::Resul
     let systemd = UnixDatagram::bind(&path)?;
     // Longer than any of it takes; a message that never comes ends the test.
     systemd.set_read_timeout(Some(Duration::from_mins(1)))?;
-    let mut options = Options::default();
-    options.env = vec![
-        ("NOTIFY_SOCKET".to_owned(), path.display().to_string()),
-        ("WATCHDOG_USEC".to_owned(), "400000".to_owned()),
-    ];
+    let options = Options {
+        env: vec![
+            ("NOTIFY_SOCKET".to_owned(), path.display().to_string()),
+            ("WATCHDOG_USEC".to_owned(), "400000".to_owned()),
+        ],
+        ..Options::default()
+    };
     let mut api = Api::start(options).await?;
     let heard = || -> anyhow::Result<String> {
         let mut buffer = [0; 256];

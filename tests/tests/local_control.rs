@@ -252,6 +252,21 @@ async fn doctor_finds_nothing_wrong_and_the_support_bundle_holds_no_secret() -> 
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert_eq!(doctor.status.code(), Some(0));
+    let found = |name: &str| {
+        let check = checks.iter().find(|check| check["name"] == name);
+        let check = check.expect("a check of this name");
+        assert_eq!(check["verdict"], "ok", "{check}");
+        check["found"].as_str().unwrap_or_default().to_owned()
+    };
+    let clock = found("clock");
+    assert!(clock.ends_with("as the control API's does"), "{clock}");
+    let answers = format!("{} answers", serving.site.registry.host());
+    assert_eq!(found("registries"), answers);
+    found("DNS");
+    found("files");
+    let short = output(&serving.device, &["doctor", "--json"]).await?;
+    let again: Vec<Value> = serde_json::from_slice(&short.stdout)?;
+    assert_eq!(again.len(), checks.len());
 
     let file = serving.device.agent.runtime().join("support.tar.gz");
     let path = file.display().to_string();

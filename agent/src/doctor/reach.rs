@@ -53,7 +53,8 @@ pub(super) async fn dns(origin: Option<&Origin>) -> Check {
 
 /// What helps where a name cannot be looked up.
 fn dns_advice(host: &str, is_static: bool) -> &'static str {
-    let is_multicast = host.trim_end_matches('.').ends_with(".local");
+    let last = host.trim_end_matches('.').rsplit('.').next();
+    let is_multicast = last.is_some_and(|last| last.eq_ignore_ascii_case("local"));
     match (is_multicast, is_static) {
         (true, true) => {
             "this is the static program, which asks DNS servers alone and knows no `.local` names: \
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn a_local_name_needs_what_the_program_was_built_for() {
         assert!(dns_advice("control.local", true).contains("/etc/hosts"));
-        assert!(dns_advice("control.local.", false).contains("libnss-mdns"));
+        assert!(dns_advice("control.Local.", false).contains("libnss-mdns"));
         for is_static in [true, false] {
             assert!(dns_advice("local.example", is_static).contains("resolv.conf"));
         }

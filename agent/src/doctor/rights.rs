@@ -36,8 +36,8 @@ pub(super) fn engine_socket(socket: &Path, groups: &Path) -> Check {
         }
         Err(error) => {
             return Check::wrong(name, format!("{shown}: {error}")).advice(
-                "is an engine installed and running? Podman has another socket: see \
-                 systemd/examples, and docker.socket in agent.yaml",
+                "is an engine installed and running? Podman has another socket: name it in docker.socket \
+                 in agent.yaml, and see the drop-ins in /usr/share/doc/holdfast-agent/examples",
             );
         }
     };
