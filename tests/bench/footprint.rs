@@ -181,7 +181,7 @@ pub(crate) async fn weigh(
     // The one wait that is for time itself: what is measured is what happens in it.
     tokio::time::sleep(over).await;
     let over = clock.elapsed();
-    let (ticks, now) = (processor(pid)? - before.0, threads(pid)?);
+    let (ticks, now) = (processor(pid)?.saturating_sub(before.0), threads(pid)?);
     // Exact while the threads are the same; else to a tick.
     let same = now.0 == before.1.0;
     Ok(Weight {
@@ -190,7 +190,11 @@ pub(crate) async fn weigh(
         pss_kb: kb(pid, "smaps_rollup", "Pss")?,
         anonymous_kb: kb(pid, "smaps_rollup", "Anonymous")?,
         over,
-        processor: if same { now.1 - before.1.1 } else { ticks },
+        processor: if same {
+            now.1.saturating_sub(before.1.1)
+        } else {
+            ticks
+        },
         written: io(pid, "write_bytes")? - before.2,
         wire: bytes() - before.3,
     })

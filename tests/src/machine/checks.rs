@@ -284,7 +284,11 @@ pub async fn package(
 
     ledger
         .check(
-            "a key in its place enrols the device and starts the agent; the key is gone",
+            if architecture.is_native() {
+                "a key in its place enrols the device and starts the agent; the key is gone"
+            } else {
+                "the device is enrolled by hand with a key's file, and its unit started"
+            },
             async {
                 owner::enrol_with_key(machine, &life.site).await?;
                 let pid = life.agent_is_up().await?;

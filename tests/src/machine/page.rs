@@ -19,7 +19,11 @@ const ABOUT: &str = "\
 A machine is a Debian 12 root made by `debootstrap`, booted with systemd as its process 1 in a container that has every capability
 but `CAP_SYS_RESOURCE`, which this lab's own machines lack. It shares the network of the machine it runs on, and its
 `/run/docker.sock` is that of an engine of its own, which is stopped, killed and started along with it. Packages are the ones
-that `make package` makes. Machines of another architecture run below qemu-user, system calls and all.
+that `make package` makes.
+
+Machines of another architecture run below qemu-user, their systemd too. It does not know all that the units ask for: no credentials are
+handed out, so the device is enrolled by hand, as its unit would, and three of Debian's own units go without; a unit of Debian's that
+wants a network of its own is masked; no system call is filtered, so what systemd does by such filters is not in force.
 
 Not tried here: a kernel and a boot loader of the machine's own, and a disk that loses what nobody asked to be written.
 ";
