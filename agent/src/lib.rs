@@ -36,3 +36,4 @@ pub mod shared;
 pub mod status;
 pub mod system;
 pub mod telemetry;
+mod zones;

@@ -9,20 +9,13 @@ use holdfast_plan::{Closed, Opening, ServiceHistory, ZonedWindow, opening};
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::target::TargetState;
 use holdfast_proto::time::Timestamp;
-use holdfast_proto::window::{UpdateWindow, ZoneName};
-use jiff::tz::{TimeZone, TimeZoneDatabase};
+use holdfast_proto::window::UpdateWindow;
 
 use crate::clock;
 use crate::config::UpdateSettings;
 use crate::lease::{Held, LeaseFiles};
 use crate::orders::Orders;
-
-/// The zone of a name: as the system knows it, else as this agent was built with.
-pub fn zone(name: &ZoneName) -> Option<TimeZone> {
-    let name = name.as_str();
-    let known = TimeZone::get(name).or_else(|_| TimeZoneDatabase::bundled().get(name));
-    known.ok()
-}
+use crate::zones::zone;
 
 /// Says which services may not be updated now.
 #[derive(Debug)]

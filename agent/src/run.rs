@@ -34,7 +34,7 @@ use crate::local_api::LocalApi;
 use crate::lock::{DeviceLock, FolderLock, LockError};
 use crate::notify::Notifier;
 use crate::orders::Orders;
-use crate::permission::{Permission, zone};
+use crate::permission::Permission;
 use crate::policy::Policy;
 use crate::reconcile::{Parts, Reconciler, Rules};
 use crate::reserve::Reserve;
@@ -43,6 +43,7 @@ use crate::secrets;
 use crate::selfupdate::SelfUpdate;
 use crate::selfupdate::launcher::Launched;
 use crate::shared::{FETCHED_BY_ENGINE, JOURNAL_UNWRITABLE, Shared};
+use crate::zones::zone;
 
 /// How often the agent may die over one spec before it gives that spec up (fault table, A03).
 pub const MAX_ATTEMPTS: u32 = 3;

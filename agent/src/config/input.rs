@@ -15,9 +15,9 @@ use super::{
     UpdateSettings,
 };
 use crate::control::client::Origin;
-use crate::permission::zone;
 use crate::selfupdate::minisign::PublicKey;
 use crate::telemetry::LEVELS;
+use crate::zones::zone;
 
 /// The top-level keys.
 pub(super) const SECTIONS: [&str; 17] = [

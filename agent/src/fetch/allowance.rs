@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_day_is_that_of_its_zone() {
         let folder = tempfile::tempdir().unwrap();
-        let zone = crate::permission::zone(&"Europe/Berlin".parse().unwrap());
+        let zone = crate::zones::zone(&"Europe/Berlin".parse().unwrap());
         let mut berlin = allowance(folder.path(), Allowed { zone, ..a_day() });
         let evening = at("2026-11-21T22:30:00Z");
         berlin.take(evening, 0, 100);

@@ -107,14 +107,6 @@ fn a_zone_that_the_device_does_not_know_is_closed() {
 }
 
 #[test]
-fn zones_are_known_where_the_system_has_none() {
-    for name in ["Europe/Berlin", "America/Argentina/Buenos_Aires", "UTC"] {
-        let bundled = TimeZoneDatabase::bundled().get(name);
-        assert!(bundled.is_ok(), "{name}");
-    }
-}
-
-#[test]
 fn locks_of_files_and_orders_close_the_device_or_one_service() {
     let device = device(&[]);
     let file = device.write("1/web/update.lock", r#"{"ttl_seconds":60}"#);
