@@ -484,10 +484,10 @@ impl Model {
         let removed = self.container(id).expect("it exists").clone();
         assert!(!removed.state.is_up(), "only what is down is removed");
         // One that names the agent's own release now has left the target as a container.
-        let mut services = self.target.services();
-        let in_target =
-            services.any(|(other, service)| other == *key && !service.config.is_agent());
-        drop(services);
+        let in_target = self
+            .target
+            .services()
+            .any(|(other, service)| other == *key && !service.config.is_agent());
         let past = self.history.services.get(key);
         let good = past.and_then(|past| past.last_good.as_ref());
         let is_good = good.is_some_and(|good| removed.is(good));
