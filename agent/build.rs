@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A line `NAME START LENGTH` for each zone, an empty line, then their TZif data; `agent/src/zones.rs` reads it.
+/// A line `NAME START LENGTH` for each zone, an empty line, then their `TZif` data; `agent/src/zones.rs` reads it.
 fn zones() -> Result<Vec<u8>, Box<dyn Error>> {
     let (mut lines, mut data) = (String::new(), Vec::new());
     // Many names are of one zone.
