@@ -36,4 +36,4 @@ pub mod shared;
 pub mod status;
 pub mod system;
 pub mod telemetry;
-mod zones;
+pub mod zones;

@@ -1,7 +1,7 @@
 //! Owns the time zones: as the system knows them, else as this agent brings them along. Small systems have none.
 
 use std::io::Read as _;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use flate2::read::DeflateDecoder;
 use holdfast_proto::window::ZoneName;
@@ -23,7 +23,7 @@ pub fn zone(name: &ZoneName) -> Option<TimeZone> {
 
 fn brought(name: &str) -> Option<TimeZone> {
     // Nobody panics in here; and if: what is in it stays true.
-    let mut unpacked = UNPACKED.lock().unwrap_or_else(|broken| broken.into_inner());
+    let mut unpacked = UNPACKED.lock().unwrap_or_else(PoisonError::into_inner);
     let is_meant = |zone: &&TimeZone| {
         zone.iana_name()
             .is_some_and(|known| known.eq_ignore_ascii_case(name))
