@@ -251,7 +251,7 @@ async fn work(
         )),
         clock: &clock,
         tell: &tell_pulls,
-        room: Room::default(),
+        room: Room::new(neighbours.is_empty()),
     });
     let share = settings.peers.listen.zip(key.as_ref());
     let share = share

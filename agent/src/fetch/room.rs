@@ -31,6 +31,8 @@ pub struct Room {
     pub(super) unreached: RefCell<Option<String>>,
     /// Which registries are not asked now.
     pub(super) patience: RefCell<Patience>,
+    /// Whether no neighbour is asked for blobs.
+    asks_nobody: bool,
 }
 
 #[derive(Default)]
@@ -61,6 +63,8 @@ pub(super) struct Pulling {
 pub(super) struct Blob {
     pub(super) size: u64,
     pub(super) progress: watch::Sender<Progress>,
+    /// Whether a neighbour waits for it: it does not stand in line then.
+    pub(super) is_awaited: Cell<bool>,
     was_asked: Cell<bool>,
     delivered: Rc<Cell<bool>>,
 }
@@ -70,6 +74,7 @@ impl Blob {
         Rc::new(Self {
             size,
             progress: watch::Sender::new(Progress::Growing(0)),
+            is_awaited: Cell::default(),
             was_asked: Cell::default(),
             delivered: Rc::default(),
         })
@@ -85,6 +90,14 @@ impl State {
 }
 
 impl Room {
+    /// An empty one of a device that asks neighbours for blobs, or none.
+    pub fn new(asks_nobody: bool) -> Self {
+        Self {
+            asks_nobody,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn enter(&self, pulling: &Rc<Pulling>) {
         let mut state = self.state.borrow_mut();
         for (digest, size) in &pulling.pieces {
@@ -153,13 +166,20 @@ impl Room {
         state.pulls.iter().map(report).collect()
     }
 
-    /// How many bytes a blob has that is on its way here, and how far it is; none before its first byte: whoever
-    /// asks a neighbour that asks back would wait for itself.
+    /// How many bytes a blob has that is on its way here, and how far it is. Before its first byte it is promised
+    /// only where nobody is asked: whoever asks a neighbour that asks back would wait for itself.
     pub(super) fn on_its_way(&self, blob: &Digest) -> Option<(u64, watch::Receiver<Progress>)> {
         let state = self.state.borrow();
         let blob = state.blobs.get(blob)?;
-        let has_begun = matches!(*blob.progress.borrow(), Progress::Growing(1..));
-        has_begun.then(|| (blob.size, blob.progress.subscribe()))
+        match *blob.progress.borrow() {
+            Progress::Growing(1..) => {}
+            Progress::Growing(0) if self.asks_nobody && blob.was_asked.get() => {
+                blob.is_awaited.set(true);
+                self.changed.notify_one();
+            }
+            Progress::Growing(0) | Progress::Whole | Progress::Failed(_) => return None,
+        }
+        Some((blob.size, blob.progress.subscribe()))
     }
 
     /// What the engine needs of the spool: blobs it asked for and has not read to the end.

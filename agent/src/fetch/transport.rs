@@ -448,12 +448,15 @@ impl<C: Clock> Transport<'_, C> {
             active.all(|active| now_ms.saturating_sub(active.moved_ms) >= STILL_MS)
         };
         for digest in &state.queue {
-            if downloads.0.len() >= MAX_DOWNLOADS || !all_still(downloads) {
+            if downloads.0.len() >= MAX_DOWNLOADS {
                 return;
             }
             let Some(blob) = state.blobs.get(digest) else {
                 continue;
             };
+            if !blob.is_awaited.get() && !all_still(downloads) {
+                continue;
+            }
             let pulls: Vec<_> = state.that_have(digest).cloned().collect();
             if !downloads.0.contains_key(digest) {
                 let active = Active {
