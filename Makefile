@@ -12,7 +12,7 @@ SEED ?= 20261121
 RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
-.PHONY: bench crash-matrix cross demo digest-matrix fmt help image lint man openapi package properties release \
+.PHONY: bench crash-matrix cross demo digest-matrix fmt help image lint man openapi order package properties release \
   rollout-campaign selfupdate-campaign setup test test-cross test-machines test-packages
 
 help: ## List the targets
@@ -88,6 +88,12 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 cross: ## Build the agent for every target, or for TARGETS="…", as it is shipped
 	@for target in $(TARGETS); do cross/build.sh "$$target" agent; done
+
+order: setup ## Write cross/order.ld anew: which of the agent's functions run at rest (needs valgrind)
+	@CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR="$(TARGET)/order" HOLDFAST_BUILD=debian cross/build.sh x86_64-unknown-linux-gnu agent
+	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
+	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/order" \
+	  "$(TARGET)/order/cross/x86_64-unknown-linux-gnu/holdfast-agent" "$(CURDIR)/cross/order.ld"
 
 test-cross: ## Run the agents that `make cross` built, under qemu-user where they are for another processor
 	@cross/test.sh $(TARGETS)

@@ -66,6 +66,8 @@ build_with_debian() {
     # What other processors' code generators do by themselves when size counts: instructions that stand in many places
     # become a function.
     [[ $target != x86_64-* ]] || link+=(-Cllvm-args=-enable-machine-outliner=always)
+    # What runs at rest lies together: see `make order`.
+    link+=("-Clink-arg=-Wl,-T,$root/cross/order.ld")
   else
     # A panic in one request must not end the others.
     std=("-Zbuild-std=std,panic_unwind")

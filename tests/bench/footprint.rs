@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use holdfast_tests::clock::Stopwatch;
 use holdfast_tests::images::Image;
 use holdfast_tests::machine::arms;
 use holdfast_tests::site::{Device, Site, service, target};
 use holdfast_tests::tcp_tap::TcpTap;
-use holdfast_tests::wait::try_wait_for;
+use holdfast_tests::tls_front::TlsFront;
 use holdfast_tests::{binaries, place};
 use serde_json::{Value, json};
 
@@ -31,6 +32,15 @@ const SETTLES_WITHIN: Duration = Duration::from_mins(15);
 const EMULATED: Duration = Duration::from_mins(1);
 /// Ticks of `/proc/PID/stat` in a second (proc(5), `sysconf(_SC_CLK_TCK)`): 100 on every Linux of today.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How the agent speaks to the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Plain HTTP.
+    Plain,
+    /// With TLS, as on a real device.
+    Tls,
+}
 
 /// What one agent weighs.
 #[derive(Debug, Clone)]
@@ -51,6 +61,26 @@ pub(crate) struct Weight {
     pub(crate) written: u64,
     /// Bytes between it and the API meanwhile.
     pub(crate) wire: u64,
+}
+
+impl Weight {
+    fn row(&self, target: &str, line: Line) -> String {
+        let part = self.processor.as_secs_f64() / self.over.as_secs_f64() * 100.0;
+        let per_hour = |bytes: u64| bytes * 3_600 / self.over.as_secs().max(1);
+        let line = match line {
+            Line::Plain => "HTTP",
+            Line::Tls => "HTTPS",
+        };
+        format!(
+            "| {target} | {line} | {} | {} | {} | {} | {part:.4} | {} | {} |\n",
+            self.file,
+            self.rss_kb,
+            self.pss_kb,
+            self.anonymous_kb,
+            per_hour(self.written),
+            per_hour(self.wire)
+        )
+    }
 }
 
 /// Processor time of a process so far: of all its threads, those that ended too.
@@ -92,43 +122,47 @@ fn kb(pid: u32, file: &str, name: &str) -> anyhow::Result<u64> {
         .parse()?)
 }
 
-async fn reports(site: &Site, device: &Device, more: u64) -> anyhow::Result<()> {
-    let sequence = async || {
-        let report = site.report(&device.uuid).await?;
-        let state = if report["sequence"].is_null() {
-            &report["state"]
-        } else {
-            &report
-        };
-        state["sequence"]
-            .as_u64()
-            .context("a report with its sequence")
-    };
-    let end = sequence().await? + more;
-    try_wait_for("another report", SETTLES_WITHIN, async || {
-        match sequence().await {
-            Ok(now) if now >= end => Ok(()),
-            other => Err(format!("{other:?}, not yet {end}")),
-        }
-    })
-    .await
+/// An agent at rest, and what it needs.
+pub(crate) struct Resting {
+    file: PathBuf,
+    line: Line,
+    tap: TcpTap,
+    device: Device,
+    _front: Option<TlsFront>,
+    // The last to go.
+    _site: Site,
 }
 
-/// Watches one agent at rest with so many containers.
-pub(crate) async fn weigh(
+/// Brings an agent to rest with so many containers; `short` for one that is not watched for minutes.
+pub(crate) async fn rest(
     program: &Path,
     file: &Path,
     containers: usize,
-    over: Duration,
-) -> anyhow::Result<Weight> {
+    line: Line,
+    short: bool,
+) -> anyhow::Result<Resting> {
     let site = Site::start().await?;
     let image = Image::idle(format!("idle-{}", place::unique()), "1")
         .push(&site.registry, "1")
         .await?;
-    let tap = TcpTap::start(site.api.address()).await?;
-    let short = over < Duration::from_mins(1);
+    let front = match line {
+        Line::Plain => None,
+        Line::Tls => Some(TlsFront::start(site.api.address()).await?),
+    };
+    let behind = front
+        .as_ref()
+        .map_or_else(|| site.api.address(), TlsFront::address);
+    let tap = TcpTap::start(behind).await?;
+    let url = match line {
+        Line::Plain => tap.url(),
+        Line::Tls => format!("https://{}", tap.address()),
+    };
     let mut device = site
-        .device_at(tap.url(), |mut options| {
+        .device_at(url, |mut options| {
+            if let Some(front) = &front {
+                let file = front.certificate().display().to_string();
+                options = options.set("api", "ca_file", file);
+            }
             options.program = Some(program.to_owned());
             options = options.set("log", "level", "info");
             if short {
@@ -146,58 +180,54 @@ pub(crate) async fn weigh(
     let services: Vec<Value> = (0..containers)
         .map(|number| service(&format!("idle{number}"), &image.reference(), &json!({})))
         .collect();
-    let stored = site.set(&device.uuid, &target(&services)).await?;
-    let converged = async || {
-        let report = site
-            .report(&device.uuid)
-            .await
-            .map_err(|error| error.to_string())?;
-        let state = if report["sequence"].is_null() {
-            &report["state"]
-        } else {
-            &report
-        };
-        let there = state["generation"] == stored["generation"] && state["status"] == "converged";
-        if there {
-            Ok(())
-        } else {
-            Err(report.to_string())
-        }
-    };
-    try_wait_for("the device to converge", SETTLES_WITHIN, converged).await?;
-    reports(&site, &device, 2).await?;
-    let pid = device.agent.process()?.pid();
-    let bytes = || {
-        let (up, down) = tap.bytes();
-        up + down
-    };
-    let before = (
-        processor(pid)?,
-        threads(pid)?,
-        io(pid, "write_bytes")?,
-        bytes(),
-    );
-    let clock = Stopwatch::start();
-    // The one wait that is for time itself: what is measured is what happens in it.
-    tokio::time::sleep(over).await;
-    let over = clock.elapsed();
-    let (ticks, now) = (processor(pid)?.saturating_sub(before.0), threads(pid)?);
-    // Exact while the threads are the same; else to a tick.
-    let same = now.0 == before.1.0;
-    Ok(Weight {
-        file: fs::metadata(file)?.len(),
-        rss_kb: kb(pid, "status", "VmRSS")?,
-        pss_kb: kb(pid, "smaps_rollup", "Pss")?,
-        anonymous_kb: kb(pid, "smaps_rollup", "Anonymous")?,
-        over,
-        processor: if same {
-            now.1.saturating_sub(before.1.1)
-        } else {
-            ticks
-        },
-        written: io(pid, "write_bytes")? - before.2,
-        wire: bytes() - before.3,
+    site.settle(&device, &target(&services), 2, SETTLES_WITHIN)
+        .await?;
+    Ok(Resting {
+        file: file.to_owned(),
+        line,
+        tap,
+        device,
+        _front: front,
+        _site: site,
     })
+}
+
+impl Resting {
+    /// Watches it so long.
+    pub(crate) async fn weigh(&self, over: Duration) -> anyhow::Result<Weight> {
+        let pid = self.device.agent.process()?.pid();
+        let bytes = || {
+            let (up, down) = self.tap.bytes();
+            up + down
+        };
+        let before = (
+            processor(pid)?,
+            threads(pid)?,
+            io(pid, "write_bytes")?,
+            bytes(),
+        );
+        let clock = Stopwatch::start();
+        // The one wait that is for time itself: what is measured is what happens in it.
+        tokio::time::sleep(over).await;
+        let over = clock.elapsed();
+        let (ticks, now) = (processor(pid)?.saturating_sub(before.0), threads(pid)?);
+        // Exact while the threads are the same; else to a tick.
+        let same = now.0 == before.1.0;
+        Ok(Weight {
+            file: fs::metadata(&self.file)?.len(),
+            rss_kb: kb(pid, "status", "VmRSS")?,
+            pss_kb: kb(pid, "smaps_rollup", "Pss")?,
+            anonymous_kb: kb(pid, "smaps_rollup", "Anonymous")?,
+            over,
+            processor: if same {
+                now.1.saturating_sub(before.1.1)
+            } else {
+                ticks
+            },
+            written: io(pid, "write_bytes")? - before.2,
+            wire: bytes() - before.3,
+        })
+    }
 }
 
 /// Bytes of one poll that is answered "not changed", both ways, over a connection that is kept.
@@ -292,37 +322,36 @@ const OTHERS: &str = "\
 pub(crate) async fn measure(over: Duration) -> anyhow::Result<String> {
     let mut text = format!(
         "An agent at rest with {CONTAINERS} containers, at the shipped intervals (a poll every {POLL_S} s, a report every \
-         {HEARTBEAT_S} s), watched for {} minutes, emulated ones for one. Bytes written are extrapolated to an hour from that. \
+         {HEARTBEAT_S} s), watched for {} minutes, all of this machine's at the same \
+         time, emulated ones one after the other for a minute. Bytes written are extrapolated to an hour from that. \
          Below qemu a program shares memory and time with its emulator: its file is what counts, the rest is an \
          upper bound.\n\n\
-         | target | program, bytes | RSS, kB | PSS, kB | anonymous, kB | processor, % of a core | bytes written per hour | bytes on the wire per hour |\n\
-         |---|---|---|---|---|---|---|---|\n",
+         | target | API by | program, bytes | RSS, kB | PSS, kB | anonymous, kB | processor, % of a core | bytes written per hour | bytes on the wire per hour |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
         over.as_secs() / 60
     );
-    for program in programs()? {
-        let over = if program.native {
-            over
-        } else {
-            over.min(EMULATED)
-        };
-        let weight = weigh(&program.run, &program.file, CONTAINERS, over).await?;
-        let part = weight.processor.as_secs_f64() / weight.over.as_secs_f64() * 100.0;
-        let per_hour = |bytes: u64| bytes * 3_600 / weight.over.as_secs().max(1);
-        let name = if program.native {
-            program.target
-        } else {
-            format!("{}, under qemu", program.target)
-        };
-        writeln!(
-            text,
-            "| {name} | {} | {} | {} | {} | {part:.4} | {} | {} |",
-            weight.file,
-            weight.rss_kb,
-            weight.pss_kb,
-            weight.anonymous_kb,
-            per_hour(weight.written),
-            per_hour(weight.wire)
-        )?;
+    let (native, emulated): (Vec<Program>, Vec<Program>) =
+        programs()?.into_iter().partition(|program| program.native);
+    let mut resting = Vec::new();
+    for program in &native {
+        for line in [Line::Plain, Line::Tls] {
+            let one = rest(&program.run, &program.file, CONTAINERS, line, false).await?;
+            resting.push((&program.target, one));
+        }
+    }
+    // Programs at rest do not disturb each other, and minutes are dear.
+    let at_once = resting.iter().map(async |(target, one)| {
+        let weight = one.weigh(over).await?;
+        anyhow::Ok(weight.row(target, one.line))
+    });
+    for row in try_join_all(at_once).await? {
+        text.push_str(&row);
+    }
+    drop(resting);
+    for program in &emulated {
+        let one = rest(&program.run, &program.file, CONTAINERS, Line::Tls, false).await?;
+        let weight = one.weigh(over.min(EMULATED)).await?;
+        text.push_str(&weight.row(&format!("{}, under qemu", program.target), one.line));
     }
     let poll = poll_bytes(COUNTED_POLLS).await?;
     writeln!(

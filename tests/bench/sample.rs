@@ -6,6 +6,7 @@ use holdfast_tests::binaries;
 use holdfast_tests::tcp_tap::Mode;
 
 use crate::downtime::{App, rounds};
+use crate::footprint::Line;
 use crate::rollback::{Trouble, rollbacks};
 use crate::transport::{capped, kills, memory, over, speed, stalls};
 use crate::{footprint, handover, resolution, rollout, steady};
@@ -105,7 +106,8 @@ async fn a_push_to_a_fleet_can_be_measured() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_at_rest_can_be_weighed() -> anyhow::Result<()> {
     let agent = binaries::agent()?;
-    let weight = footprint::weigh(&agent, &agent, 3, Duration::from_secs(5)).await?;
+    let one = footprint::rest(&agent, &agent, 3, Line::Tls, true).await?;
+    let weight = one.weigh(Duration::from_secs(5)).await?;
     assert!(
         weight.rss_kb >= weight.pss_kb && weight.pss_kb > 1_000,
         "{weight:?}"

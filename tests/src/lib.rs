@@ -38,6 +38,7 @@ pub mod simulation;
 pub mod site;
 pub mod tap;
 pub mod tcp_tap;
+pub mod tls_front;
 pub mod token_server;
 pub mod wait;
 pub mod wall;

@@ -213,6 +213,39 @@ impl Site {
         .await
     }
 
+    /// Sets a target and waits, for hours if asked to, until the device has converged and then reported so many times more.
+    pub async fn settle(
+        &self,
+        device: &Device,
+        target: &Value,
+        reports: u64,
+        within: Duration,
+    ) -> anyhow::Result<()> {
+        let stored = self.set(&device.uuid, target).await?;
+        let now = async || {
+            let report = self.report(&device.uuid).await;
+            report.map_err(|error| error.to_string())
+        };
+        let sequence = |report: &Value| find_state(report)["sequence"].as_u64();
+        let first = try_wait_for("the device to converge", within, async || {
+            let report = now().await?;
+            let state = find_state(&report);
+            let there =
+                state["generation"] == stored["generation"] && state["status"] == "converged";
+            there
+                .then(|| sequence(&report))
+                .flatten()
+                .ok_or_else(|| report.to_string())
+        })
+        .await?;
+        try_wait_for("more reports", within, async || {
+            let report = now().await?;
+            let enough = sequence(&report).is_some_and(|last| last >= first + reports);
+            enough.then_some(()).ok_or_else(|| report.to_string())
+        })
+        .await
+    }
+
     /// Sets a target and waits until the device reports that it converged.
     pub async fn converge(&self, device: &Device, target: &Value) -> anyhow::Result<Value> {
         let stored = self.set(&device.uuid, target).await?;

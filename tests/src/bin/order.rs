@@ -1,0 +1,282 @@
+//! `make order`: lets an agent come to rest under callgrind, and writes `cross/order.ld` from what it called.
+//!
+//! A kernel maps a program's pages where they are touched, and their neighbours with them. Where the functions of a
+//! resting agent lie together, the rest of the program is not in memory.
+#![allow(clippy::print_stdout, reason = "it reports its progress")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use holdfast_tests::images::Image;
+use holdfast_tests::site::{Site, service, target};
+use holdfast_tests::tls_front::TlsFront;
+use holdfast_tests::{apt, place};
+use serde_json::{Value, json};
+
+const USAGE: &str = "usage: order PROGRAM FILE
+  PROGRAM   an agent with its symbols
+  FILE      the linker script that is written";
+
+/// As many as `make bench PARTS=footprint` has.
+const CONTAINERS: usize = 20;
+/// Reports of an agent at rest: more of them call nothing else.
+const REPORTS: u64 = 4;
+/// Below callgrind everything takes fifty times as long.
+const SETTLES_WITHIN: Duration = Duration::from_mins(20);
+/// A pattern may bring so many bytes of functions that were not called, or this part of those that were: exact
+/// patterns for each function are three times as many lines, and fit no other version.
+const STRAY_BYTES: u64 = 64;
+const STRAY_PART: u64 = 10;
+/// What the code generator makes of instructions that stand in many places. They are small, called from everywhere, and
+/// their names are numbers.
+const OUTLINED: &str = "OUTLINED_FUNCTION_";
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let words: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [program, out] = words.as_slice() else {
+        bail!(USAGE);
+    };
+    let sizes = symbols(program)?;
+    if sizes.len() < 1_000 {
+        bail!("{} has no symbols", program.display());
+    }
+    let calls = watch(program).await?;
+    let of_program = |called: &BTreeSet<String>| -> BTreeSet<String> {
+        let called = called.iter().filter(|name| sizes.contains_key(*name));
+        called.cloned().collect()
+    };
+    let resting = of_program(&calls.resting);
+    let starting = of_program(&calls.starting);
+    let text = script(&sizes, &resting, &starting);
+    fs::write(out, &text)?;
+    println!(
+        "{} functions at rest, {} in all, of {}: {} lines in {}",
+        resting.len(),
+        resting.union(&starting).count(),
+        sizes.len(),
+        text.lines().count(),
+        out.display()
+    );
+    Ok(())
+}
+
+/// Functions that were called, by their symbols.
+struct Calls {
+    /// From the start until twenty containers ran.
+    starting: BTreeSet<String>,
+    /// After that.
+    resting: BTreeSet<String>,
+}
+
+async fn watch(program: &Path) -> anyhow::Result<Calls> {
+    apt::require(&["valgrind", "setpriv"])?;
+    let site = Site::start().await?;
+    let front = TlsFront::start(site.api.address()).await?;
+    let image = Image::idle(format!("idle-{}", place::unique()), "1")
+        .push(&site.registry, "1")
+        .await?;
+    let mut device = site
+        .device_at(format!("https://{}", front.address()), |mut options| {
+            options.program = Some(program.to_owned());
+            let certificate = front.certificate().display().to_string();
+            options
+                .set("api", "ca_file", certificate)
+                .set("log", "level", "info")
+        })
+        .await?;
+    let folder = place::temporary("order")?;
+    let file = folder.path().join("calls").display().to_string();
+    device.agent.run_under(&[
+        "valgrind".to_owned(),
+        "--quiet".to_owned(),
+        "--tool=callgrind".to_owned(),
+        "--trace-children=yes".to_owned(),
+        "--demangle=no".to_owned(),
+        "--compress-strings=no".to_owned(),
+        format!("--callgrind-out-file={file}"),
+    ])?;
+    let services: Vec<Value> = (0..CONTAINERS)
+        .map(|number| service(&format!("idle{number}"), &image.reference(), &json!({})))
+        .collect();
+    let wanted = target(&services);
+    site.settle(&device, &wanted, 1, SETTLES_WITHIN).await?;
+    let pid = device.agent.process()?.pid().to_string();
+    // Each writes what was called since the one before.
+    let dump = || apt::run(Command::new("callgrind_control").args(["--dump", &pid]));
+    dump()?;
+    site.settle(&device, &wanted, REPORTS, SETTLES_WITHIN)
+        .await?;
+    dump()?;
+    Ok(Calls {
+        starting: called(&fs::read_to_string(format!("{file}.1"))?),
+        resting: called(&fs::read_to_string(format!("{file}.2"))?),
+    })
+}
+
+/// The functions of a callgrind file: lines `fn=NAME`, with `'2` behind one that calls itself.
+fn called(text: &str) -> BTreeSet<String> {
+    let names = text.lines().filter_map(|line| line.strip_prefix("fn="));
+    names
+        .map(|name| name.split_once('\'').map_or(name, |(name, _)| name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The program's functions and their bytes.
+fn symbols(program: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
+    let listed = apt::run(Command::new("nm").arg("--print-size").arg(program))?;
+    let mut sizes = BTreeMap::new();
+    for line in listed.lines() {
+        if let [_, size, "t" | "T", name] = *line.split(' ').collect::<Vec<_>>() {
+            let size = u64::from_str_radix(size, 16).with_context(|| line.to_owned())?;
+            sizes.insert(name.to_owned(), size);
+        }
+    }
+    Ok(sizes)
+}
+
+/// A symbol without what changes with each compiler and version: the numbers of crates (`Cs…_`, in Rust's mangling) and
+/// of what the code generator split off (`.llvm.…`).
+fn lasting(symbol: &str) -> String {
+    let symbol = symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name);
+    let mut lasting = String::new();
+    let mut rest = symbol;
+    while let Some((before, after)) = rest.split_once("Cs") {
+        lasting.push_str(before);
+        lasting.push_str("Cs");
+        let number = after.find(|c: char| !c.is_ascii_alphanumeric());
+        rest = match number {
+            Some(end) if end > 5 && after[end..].starts_with('_') => {
+                // As many characters, nearly always: a star would match too much.
+                lasting.push_str(&"?".repeat(end));
+                &after[end..]
+            }
+            _ => after,
+        };
+    }
+    lasting + rest
+}
+
+/// Patterns that match these functions and few others.
+fn patterns(sizes: &BTreeMap<String, u64>, wanted: &BTreeSet<String>) -> Vec<String> {
+    let mut names: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (symbol, size) in sizes.iter().filter(|(name, _)| !name.contains(OUTLINED)) {
+        let (in_bytes, out_bytes) = names.entry(lasting(symbol)).or_default();
+        if wanted.contains(symbol) {
+            *in_bytes += (*size).max(1);
+        } else {
+            *out_bytes += size;
+        }
+    }
+    let mut patterns: Vec<String> = Vec::new();
+    for (name, (in_bytes, _)) in &names {
+        let is_matched = patterns.last().is_some_and(|last| {
+            let start = last.strip_suffix('*');
+            start.is_some_and(|start| name.starts_with(start))
+        });
+        if *in_bytes == 0 || is_matched {
+            continue;
+        }
+        let mut ends = name.char_indices().map(|(at, _)| at).skip(8);
+        let shortest = ends.find(|end| {
+            let start = &name[..*end];
+            let alike = names.range(start.to_owned()..);
+            let alike = alike.take_while(|(other, _)| other.starts_with(start));
+            let (mut wanted, mut stray) = (0, 0);
+            for (_, (in_bytes, out_bytes)) in alike {
+                wanted += in_bytes;
+                stray += out_bytes;
+            }
+            stray <= STRAY_BYTES.max(wanted / STRAY_PART)
+        });
+        patterns.push(match shortest {
+            Some(end) => format!("{}*", &name[..end]),
+            None => name.clone(),
+        });
+    }
+    patterns
+}
+
+fn script(
+    sizes: &BTreeMap<String, u64>,
+    resting: &BTreeSet<String>,
+    starting: &BTreeSet<String>,
+) -> String {
+    let mut text = String::from(
+        "/* Written by `make order`: where the agent's functions lie, so that few pages of it are in memory at rest.\n   \
+         What is not there, or has another name in another version, lies where it always did. */\n\
+         SECTIONS {\n  .text.rest : {\n",
+    );
+    let mut group = |wanted: &BTreeSet<String>| {
+        text.push_str("    *(\n");
+        for pattern in patterns(sizes, wanted) {
+            // A String takes everything.
+            let _ = writeln!(text, "      .text.{pattern}");
+        }
+        text.push_str("    )\n");
+    };
+    group(resting);
+    group(&starting.union(resting).cloned().collect());
+    let _ = write!(
+        text,
+        "    *(.text.{OUTLINED}*)\n  }}\n  \
+         /* Slow paths of functions that are called: the compiler marked them. */\n  \
+         .text.seldom : {{ *(.text.unlikely.*) }}\n}}\nINSERT BEFORE .text;\n"
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_are_the_same_in_every_build() {
+        assert_eq!(
+            lasting("_RNvNtCs7RbIgKKbopi_12tracing_core10dispatcher3get"),
+            "_RNvNtCs???????????_12tracing_core10dispatcher3get"
+        );
+        assert_eq!(
+            lasting("_RNvCs7RbIgKKbopi_1a3get.llvm.123"),
+            "_RNvCs???????????_1a3get"
+        );
+        for same in ["sqlite3VdbeExec", "CsvReader", "a_Cs_b", "main"] {
+            assert_eq!(lasting(same), same);
+        }
+    }
+
+    #[test]
+    fn patterns_match_what_is_wanted_and_little_else() {
+        let sizes: BTreeMap<String, u64> = [
+            ("_RNvNt5tokio4park", 500),
+            ("_RNvNt5tokio4poll", 700),
+            ("_RNvNt5hyper4send", 900),
+            ("_RNvNt5hyper4sent", 900),
+            ("OUTLINED_FUNCTION_1", 9),
+        ]
+        .map(|(name, size)| (name.to_owned(), size))
+        .into();
+        let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let all_of_tokio = ["_RNvNt5tokio4park", "_RNvNt5tokio4poll"];
+        assert_eq!(patterns(&sizes, &wanted(&all_of_tokio)), ["_RNvNt5t*"]);
+        assert_eq!(
+            patterns(&sizes, &wanted(&["_RNvNt5hyper4send", "_RNvNt5tokio4poll"])),
+            ["_RNvNt5hyper4send", "_RNvNt5tokio4po*"]
+        );
+        let text = script(&sizes, &wanted(&all_of_tokio), &BTreeSet::new());
+        assert!(text.contains(".text._RNvNt5t*\n") && text.ends_with("INSERT BEFORE .text;\n"));
+    }
+
+    #[test]
+    fn a_function_that_calls_itself_is_one() {
+        let text = "fl=(1)\nfn=one\n1 2\ncfn=three\nfn=two'2\nfn=two\n";
+        let names: Vec<String> = called(text).into_iter().collect();
+        assert_eq!(names, ["one", "two"]);
+    }
+}
