@@ -68,14 +68,13 @@ impl Conversation {
                 outcome = &mut exchange => Some(outcome),
                 _ended = &mut connection => None,
             };
-            match outcome {
-                Some(outcome) => (outcome, Some(connection)),
-                None => {
-                    // What came before the end can still be read; whatever is missing is an error of
-                    // the exchange from here on.
-                    drop(connection);
-                    (exchange.await, None)
-                }
+            if let Some(outcome) = outcome {
+                (outcome, Some(connection))
+            } else {
+                // What came before the end can still be read; whatever is missing is an error of the
+                // exchange from here on.
+                drop(connection);
+                (exchange.await, None)
             }
         };
         let open = connection.map(|connection| Self { sender, connection });

@@ -256,7 +256,7 @@ async fn a_word_that_is_not_known_is_named() {
         Reply::Say(answer(200, &body))
     });
     let engine = served.engine();
-    let mut looked = async || engine.look("c1").await;
+    let looked = async || engine.look("c1").await;
     let exited = ContainerState::Exited { code: 3 };
     assert_eq!(looked().await.unwrap().unwrap().state, exited);
     let running = ContainerState::Running;
