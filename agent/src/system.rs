@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use holdfast_proto::current::SystemReport;
 use holdfast_proto::image::Platform;
-use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
+use rustix::fs::statvfs;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// Where the kernel names each start of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -73,17 +74,14 @@ pub fn uptime_ms() -> u64 {
         .saturating_add(part.unwrap_or(0))
 }
 
-/// Free and total bytes of the file system that holds `path`: the deepest mount above it.
+/// Free and total bytes of the file system that holds `path`; of the folder above it that can be seen from
+/// here where it cannot itself, as the engine's folders often cannot.
 fn disk(path: &Path) -> (u64, u64) {
-    let kind = DiskRefreshKind::nothing().with_storage();
-    let Ok(disks) = Disks::new_with_refreshed_list_specifics(kind) else {
-        return (0, 0);
-    };
-    disks
-        .iter()
-        .filter(|disk| path.starts_with(disk.mount_point()))
-        .max_by_key(|disk| disk.mount_point().as_os_str().len())
-        .map_or((0, 0), |disk| (disk.available_space(), disk.total_space()))
+    let found = path.ancestors().find_map(|path| statvfs(path).ok());
+    found.map_or((0, 0), |found| {
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        (bytes(found.f_bavail), bytes(found.f_blocks))
+    })
 }
 
 /// The platform of this machine by the agent's own build, for when no engine answers.
@@ -109,5 +107,13 @@ mod tests {
         assert!(report.uptime_seconds > 0);
         assert_eq!(report.boot_id.as_deref().map(str::len), Some(36));
         assert!((0.0..=100.0).contains(&report.cpu_percent));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_seen_is_on_the_disk_of_the_one_above() {
+        let (free, total) = disk(Path::new("/"));
+        assert!(0 < free && free < total, "{free} of {total}");
+        assert_eq!(disk(Path::new("/no/such/folder")).1, total);
+        assert_eq!(disk(Path::new("")), (0, 0));
     }
 }

@@ -418,24 +418,6 @@ pub(super) fn restart(policy: RestartPolicy) -> EngineRestart {
     }
 }
 
-/// A restart policy from the engine's words.
-pub(super) fn restart_from(policy: Option<&EngineRestart>) -> RestartPolicy {
-    let Some(policy) = policy else {
-        return RestartPolicy::No;
-    };
-    match policy.name {
-        None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO) => RestartPolicy::No,
-        Some(RestartPolicyNameEnum::ALWAYS) => RestartPolicy::Always,
-        Some(RestartPolicyNameEnum::UNLESS_STOPPED) => RestartPolicy::UnlessStopped,
-        Some(RestartPolicyNameEnum::ON_FAILURE) => RestartPolicy::OnFailure(
-            policy
-                .maximum_retry_count
-                .and_then(|most| u32::try_from(most).ok())
-                .filter(|most| *most > 0),
-        ),
-    }
-}
-
 fn list<T>(items: impl IntoIterator<Item = T>) -> Option<Vec<T>> {
     let items: Vec<T> = items.into_iter().collect();
     Some(items).filter(|items| !items.is_empty())

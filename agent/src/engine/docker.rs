@@ -3,8 +3,10 @@
 //! Refuses to trust a status alone (an engine may fail and yet have done it: look again), and to wait
 //! for ever: every call has a bound.
 
+mod answers;
 mod archive;
 mod exec;
+mod get;
 mod image;
 mod libpod;
 mod network;
@@ -20,12 +22,11 @@ use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, EventMessage,
-    EventMessageTypeEnum, SystemVersion,
+    ContainerCreateBody, ContainerUpdateBody, EventMessage, EventMessageTypeEnum, SystemVersion,
 };
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions,
-    RenameContainerOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, RemoveContainerOptions, RenameContainerOptions,
+    StopContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt as _;
@@ -79,6 +80,8 @@ pub struct DockerEngine {
     policy: Policy,
     /// None until a version was agreed on, and again after the engine was away: it may come back newer.
     agreed: RefCell<Option<Agreed>>,
+    /// The connection that reads go over; none while one of them uses it.
+    conversation: RefCell<Option<get::Conversation>>,
 }
 
 /// A connection whose API version both sides know.
@@ -115,6 +118,7 @@ impl DockerEngine {
             runtime_dir: runtime_dir.to_owned(),
             policy,
             agreed: RefCell::new(None),
+            conversation: RefCell::new(None),
         }
     }
 
@@ -162,15 +166,12 @@ impl DockerEngine {
 
     fn forget_version(&self) {
         *self.agreed.borrow_mut() = None;
+        *self.conversation.borrow_mut() = None;
     }
 
-    async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
-        let found = self
-            .call(Operation::Inspect, READ_TIMEOUT, |docker| async move {
-                docker.inspect_container(id, None).await
-            })
-            .await;
-        absent_is_none(found)
+    async fn inspect(&self, id: &str) -> Result<Option<answers::Container>, EngineError> {
+        let path = format!("/containers/{}/json", get::name(id));
+        absent_is_none(self.get(Operation::Inspect, &path).await)
     }
 
     async fn look(&self, id: &str) -> Result<Option<EngineContainer>, EngineError> {
@@ -315,16 +316,8 @@ impl Engine for DockerEngine {
     }
 
     async fn containers(&self, device: &DeviceId) -> Result<Vec<EngineContainer>, EngineError> {
-        let options = ListContainersOptions {
-            all: true,
-            filters: Some(own_label(device)),
-            ..ListContainersOptions::default()
-        };
-        let listed = self
-            .call(Operation::List, READ_TIMEOUT, |docker| async move {
-                docker.list_containers(Some(options)).await
-            })
-            .await?;
+        let path = format!("/containers/json?all=true&{}", only_of(device));
+        let listed: Vec<answers::Listed> = self.get(Operation::List, &path).await?;
         let mut containers = Vec::with_capacity(listed.len());
         let mut sharing = Vec::new();
         for id in listed.into_iter().filter_map(|summary| summary.id) {
@@ -546,7 +539,7 @@ impl Engine for DockerEngine {
     }
 
     async fn networks(&self, device: &DeviceId) -> Result<Vec<EngineNetwork>, EngineError> {
-        self.list_networks(own_label(device)).await
+        self.list_networks(&only_of(device)).await
     }
 
     async fn create_network(
@@ -640,9 +633,9 @@ fn may_concern(device: &DeviceId, event: &EventMessage) -> bool {
     labels.is_some_and(|labels| labels::belongs_to(labels, device))
 }
 
-fn own_label(device: &DeviceId) -> HashMap<String, Vec<String>> {
-    let label = format!("{}={device}", labels::DEVICE);
-    HashMap::from([("label".to_owned(), vec![label])])
+/// The part of a query that asks only for what is this device's.
+fn only_of(device: &DeviceId) -> String {
+    get::only("label", &format!("{}={device}", labels::DEVICE))
 }
 
 async fn bounded<T>(
@@ -666,37 +659,34 @@ struct OtherVersion(String);
 
 fn fault(operation: Operation, error: DockerError) -> EngineError {
     match error {
-        // An engine that was upgraded or taken back while the agent ran. As good as away: the next
-        // call agrees on a version again.
-        DockerError::DockerResponseServerError {
-            status_code: 400,
-            message,
-        } if message.contains("client version") => EngineError::Unreachable {
-            operation,
-            source: Box::new(OtherVersion(foreign(&message))),
-        },
-        // Podman's words and status for a container that goes while it looks at it.
-        DockerError::DockerResponseServerError {
-            status_code: 500,
-            message,
-        } if message.ends_with("no such container") => EngineError::Refused {
-            operation,
-            status: 404,
-            message: foreign(&message),
-        },
         DockerError::DockerResponseServerError {
             status_code,
             message,
-        } => EngineError::Refused {
-            operation,
-            status: status_code,
-            message: foreign(&message),
-        },
+        } => refusal(operation, status_code, &message),
         DockerError::JsonDataError { message, .. } => EngineError::Nonsense { detail: message },
         other => EngineError::Unreachable {
             operation,
             source: Box::new(other),
         },
+    }
+}
+
+/// What it means that an engine said no.
+fn refusal(operation: Operation, status: u16, message: &str) -> EngineError {
+    // An engine that was upgraded or taken back while the agent ran. As good as away: the next call
+    // agrees on a version again.
+    if status == 400 && message.contains("client version") {
+        return EngineError::Unreachable {
+            operation,
+            source: Box::new(OtherVersion(foreign(message))),
+        };
+    }
+    // Podman's words and status for a container that goes while it looks at it.
+    let is_gone = status == 500 && message.ends_with("no such container");
+    EngineError::Refused {
+        operation,
+        status: if is_gone { 404 } else { status },
+        message: foreign(message),
     }
 }
 

@@ -6,9 +6,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use bollard::exec::{StartExecOptions, StartExecResults};
-use bollard::models::{ExecConfig, Health as DockerHealth, HealthcheckResult};
+use bollard::models::ExecConfig;
 use futures_util::StreamExt as _;
 
+use super::answers::{Checked, Health};
 use super::{DockerEngine, DockerError, READ_TIMEOUT, fault};
 use crate::engine::{EngineError, Executed, Operation};
 use crate::fault::foreign;
@@ -115,10 +116,8 @@ fn says_it_cannot_run(text: &str) -> bool {
 ///
 /// An engine gives -1 both to a check that took too long and to one that it could not run at all;
 /// the shell gives 126 and 127 to a program that is missing or may not be run.
-pub(super) fn health_check_fault(health: &DockerHealth) -> Option<String> {
-    let HealthcheckResult {
-        exit_code, output, ..
-    } = health.log.as_ref()?.last()?;
+pub(super) fn health_check_fault(health: &Health) -> Option<String> {
+    let Checked { exit_code, output } = health.log.as_ref()?.last()?;
     let output = output.as_deref().unwrap_or_default();
     let cannot = match exit_code {
         Some(126 | 127) => true,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bollard::auth::DockerCredentials;
 use bollard::models::{BuildInfo, CreateImageInfo};
 use bollard::query_parameters::{
-    CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions, TagImageOptions,
+    CreateImageOptions, ImportImageOptions, RemoveImageOptions, TagImageOptions,
 };
 use futures_util::StreamExt as _;
 use holdfast_plan::is_transit_name;
@@ -16,7 +16,7 @@ use holdfast_proto::image::Platform;
 
 use super::{
     Agreed, CHANGE_TIMEOUT, Dialect, DockerEngine, DockerError, READ_TIMEOUT, absent_is_none,
-    bounded, fault,
+    answers, bounded, fault, get,
 };
 use crate::engine::convert::Unsupported;
 use crate::engine::{EngineError, EngineImage, Fetch, Operation, PullAuth, StoredImage, sandbox};
@@ -24,12 +24,7 @@ use crate::fault::foreign;
 
 impl DockerEngine {
     pub(super) async fn find_image(&self, name: &str) -> Result<Option<EngineImage>, EngineError> {
-        let found = self
-            .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {
-                docker.inspect_image(name).await
-            })
-            .await;
-        let Some(image) = absent_is_none(found)? else {
+        let Some(image) = self.inspect_image(name).await? else {
             return Ok(None);
         };
         let os = image.os.unwrap_or_else(|| "linux".to_owned());
@@ -43,6 +38,14 @@ impl DockerEngine {
                 .collect(),
             platform: Platform::new(&os, &architecture, image.variant.as_deref()),
         }))
+    }
+
+    pub(super) async fn inspect_image(
+        &self,
+        name: &str,
+    ) -> Result<Option<answers::Image>, EngineError> {
+        let path = format!("/images/{}/json", get::name(name));
+        absent_is_none(self.get(Operation::InspectImage, &path).await)
     }
 
     pub(super) async fn pull_image(&self, fetch: &Fetch<'_>) -> Result<(), EngineError> {
@@ -112,15 +115,12 @@ impl DockerEngine {
     }
 
     pub(super) async fn list_images(&self) -> Result<Vec<StoredImage>, EngineError> {
-        let found = self
-            .call(Operation::ListImages, READ_TIMEOUT, |docker| async move {
-                docker.list_images(None::<ListImagesOptions>).await
-            })
-            .await?;
+        let found: Vec<answers::StoredImage> =
+            self.get(Operation::ListImages, "/images/json").await?;
         // What some engines write where there is no name.
-        let named = |names: Vec<String>| {
+        let named = |names: Option<Vec<String>>| {
             let is_name = |name: &String| !name.starts_with("<none>") && !name.ends_with("<none>");
-            names.into_iter().filter(is_name).collect()
+            names.into_iter().flatten().filter(is_name).collect()
         };
         Ok(found
             .into_iter()

@@ -9,11 +9,10 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::header::HOST;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::UnixStream;
 
 use super::DockerEngine;
+use super::get::{Broken, Conversation};
 use crate::engine::{EngineError, Operation};
 use crate::fault::foreign;
 
@@ -33,17 +32,14 @@ impl DockerEngine {
         name: &str,
         platform: &Platform,
     ) -> Result<(), EngineError> {
-        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| {
+        let unreachable = |source: Broken| {
             self.noted(EngineError::Unreachable {
                 operation: Operation::Pull,
                 source,
             })
         };
-        let stream = UnixStream::connect(&self.socket).await;
-        let stream = stream.map_err(|error| unreachable(error.into()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| unreachable(error.into()))?;
+        let conversation = Conversation::open(&self.socket).await;
+        let conversation = conversation.map_err(unreachable)?;
         let Platform {
             os,
             architecture,
@@ -60,28 +56,26 @@ impl DockerEngine {
             .map_err(|error| EngineError::Nonsense {
                 detail: error.to_string(),
             })?;
-        let exchange = async {
-            let answer = sender.send_request(request).await;
-            let answer = answer.map_err(|error| unreachable(error.into()))?;
-            read(answer).await
-        };
-        tokio::select! {
-            outcome = exchange => outcome,
-            ended = connection => Err(unreachable(match ended {
-                Ok(()) => "the connection ended".into(),
-                Err(error) => error.into(),
-            })),
-        }
+        let (outcome, _) = conversation
+            .hold(async |sender| {
+                let answer = sender.send_request(request).await;
+                let answer = answer.map_err(|error| unreachable(error.into()))?;
+                read(answer, unreachable).await
+            })
+            .await;
+        outcome
     }
 }
 
-async fn read(answer: Response<Incoming>) -> Result<(), EngineError> {
+async fn read(
+    answer: Response<Incoming>,
+    unreachable: impl Fn(Broken) -> EngineError,
+) -> Result<(), EngineError> {
     let status = answer.status();
     let mut body = answer.into_body();
     let mut line = Vec::new();
-    let broke = |message: String| EngineError::PullBroke { message };
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| broke(foreign(&error.to_string())))?;
+        let frame = frame.map_err(|error| unreachable(error.into()))?;
         for byte in frame.data_ref().into_iter().flatten() {
             if *byte == b'\n' {
                 judge(&line)?;

@@ -3,14 +3,11 @@
 //! Refuses to trust an engine's word that something is connected already: it may be a remnant, so it
 //! looks, and connects anew what is not as it was asked for.
 
-use std::collections::HashMap;
-
 use bollard::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
-use bollard::query_parameters::ListNetworksOptions;
 use holdfast_plan::NetworkKey;
 use holdfast_proto::id::DeviceId;
 
-use super::{CHANGE_TIMEOUT, DockerEngine, READ_TIMEOUT, absent_is_none};
+use super::{CHANGE_TIMEOUT, DockerEngine, absent_is_none, answers, get};
 use crate::engine::{
     EngineAttachment, EngineContainer, EngineError, EngineNetwork, Operation, convert, guard,
     labels,
@@ -19,16 +16,10 @@ use crate::engine::{
 impl DockerEngine {
     pub(super) async fn list_networks(
         &self,
-        filters: HashMap<String, Vec<String>>,
+        filters: &str,
     ) -> Result<Vec<EngineNetwork>, EngineError> {
-        let options = ListNetworksOptions {
-            filters: Some(filters),
-        };
-        let found = self
-            .call(Operation::ListNetworks, READ_TIMEOUT, |docker| async move {
-                docker.list_networks(Some(options)).await
-            })
-            .await?;
+        let path = format!("/networks?{filters}");
+        let found: Vec<answers::Network> = self.get(Operation::ListNetworks, &path).await?;
         Ok(found
             .into_iter()
             .map(|network| EngineNetwork {
@@ -41,8 +32,7 @@ impl DockerEngine {
 
     /// Every network of this name, the oldest first as engines list them. Names are not unique.
     async fn networks_named(&self, name: &str) -> Result<Vec<EngineNetwork>, EngineError> {
-        let filters = HashMap::from([("name".to_owned(), vec![name.to_owned()])]);
-        let mut found = self.list_networks(filters).await?;
+        let mut found = self.list_networks(&get::only("name", name)).await?;
         // Engines take the name for a part of names.
         found.retain(|network| network.name == name);
         Ok(found)

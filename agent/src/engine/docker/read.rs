@@ -5,20 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
-use bollard::models::{
-    ContainerInspectResponse, ContainerState as EngineState, ContainerStateStatusEnum,
-    EndpointSettings, HealthStatusEnum, HostConfig, PortBinding, PortMap,
-};
 use holdfast_plan::{Amounts, ContainerState, Health, Published};
 use holdfast_proto::spec::RestartPolicy;
 
+use super::answers::{
+    self, Binding, Endpoint, HostConfig, Ports, Restart, RestartName, State, Status, Verdict,
+};
 use super::{Dialect, exec};
 use crate::engine::{EngineAttachment, EngineContainer, EngineError, convert, labels};
 use crate::fault::foreign;
 
 /// What `docker inspect` says of a container.
 pub(super) fn container(
-    found: ContainerInspectResponse,
+    found: answers::Container,
     dialect: Dialect,
 ) -> Result<EngineContainer, EngineError> {
     let id = found.id.ok_or_else(|| EngineError::Nonsense {
@@ -43,7 +42,7 @@ pub(super) fn container(
         restart_count: found.restart_count.map_or(0, amount),
         oom_killed: state.oom_killed.unwrap_or(false),
         restart: match dialect {
-            Dialect::Docker => convert::restart_from(host.restart_policy.as_ref()),
+            Dialect::Docker => restart_from(host.restart_policy.as_ref()),
             Dialect::Podman => followed(life, &labels),
         },
         started_at: state.started_at.unwrap_or_default(),
@@ -73,30 +72,44 @@ fn followed(state: ContainerState, labels: &HashMap<String, String>) -> RestartP
     }
 }
 
-fn lifecycle(state: &EngineState) -> ContainerState {
-    match state.status {
-        Some(ContainerStateStatusEnum::CREATED) => ContainerState::Created,
-        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => {
-            ContainerState::Running
-        }
-        Some(ContainerStateStatusEnum::PAUSED) => ContainerState::Paused,
-        Some(ContainerStateStatusEnum::RESTARTING) => ContainerState::Restarting,
-        Some(ContainerStateStatusEnum::REMOVING) => ContainerState::Removing,
-        Some(ContainerStateStatusEnum::DEAD) => ContainerState::Dead,
-        Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::EMPTY) | None => {
-            ContainerState::Exited {
-                code: state.exit_code.unwrap_or(0),
-            }
-        }
+/// A restart policy from the engine's words.
+pub(super) fn restart_from(policy: Option<&Restart>) -> RestartPolicy {
+    let Some(policy) = policy else {
+        return RestartPolicy::No;
+    };
+    match policy.name {
+        None | Some(RestartName::Unsaid | RestartName::No) => RestartPolicy::No,
+        Some(RestartName::Always) => RestartPolicy::Always,
+        Some(RestartName::UnlessStopped) => RestartPolicy::UnlessStopped,
+        Some(RestartName::OnFailure) => RestartPolicy::OnFailure(
+            policy
+                .maximum_retry_count
+                .and_then(|most| u32::try_from(most).ok())
+                .filter(|most| *most > 0),
+        ),
     }
 }
 
-fn verdict(status: HealthStatusEnum) -> Option<Health> {
+fn lifecycle(state: &State) -> ContainerState {
+    match state.status {
+        Some(Status::Created) => ContainerState::Created,
+        Some(Status::Running | Status::Stopping) => ContainerState::Running,
+        Some(Status::Paused) => ContainerState::Paused,
+        Some(Status::Restarting) => ContainerState::Restarting,
+        Some(Status::Removing) => ContainerState::Removing,
+        Some(Status::Dead) => ContainerState::Dead,
+        Some(Status::Exited | Status::Unsaid) | None => ContainerState::Exited {
+            code: state.exit_code.unwrap_or(0),
+        },
+    }
+}
+
+fn verdict(status: Verdict) -> Option<Health> {
     match status {
-        HealthStatusEnum::STARTING => Some(Health::Starting),
-        HealthStatusEnum::HEALTHY => Some(Health::Healthy),
-        HealthStatusEnum::UNHEALTHY => Some(Health::Unhealthy),
-        HealthStatusEnum::NONE | HealthStatusEnum::EMPTY => None,
+        Verdict::Starting => Some(Health::Starting),
+        Verdict::Healthy => Some(Health::Healthy),
+        Verdict::Unhealthy => Some(Health::Unhealthy),
+        Verdict::None | Verdict::Unsaid => None,
     }
 }
 
@@ -106,7 +119,7 @@ fn owner(mode: Option<&str>) -> Option<String> {
 }
 
 /// Where a container can be reached from the device; nowhere when it has no network of its own.
-fn addresses(mode: Option<&str>, endpoints: &HashMap<String, EndpointSettings>) -> Vec<IpAddr> {
+fn addresses(mode: Option<&str>, endpoints: &HashMap<String, Endpoint>) -> Vec<IpAddr> {
     if mode == Some("host") {
         return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
     }
@@ -119,7 +132,7 @@ fn addresses(mode: Option<&str>, endpoints: &HashMap<String, EndpointSettings>) 
     addresses
 }
 
-fn attachments(endpoints: HashMap<String, EndpointSettings>) -> BTreeMap<String, EngineAttachment> {
+fn attachments(endpoints: HashMap<String, Endpoint>) -> BTreeMap<String, EngineAttachment> {
     endpoints
         .into_iter()
         .map(|(network, endpoint)| {
@@ -138,8 +151,8 @@ fn attachments(endpoints: HashMap<String, EndpointSettings>) -> BTreeMap<String,
 }
 
 /// Ports that are only exposed have no binding here, and so are not published.
-fn published(ports: PortMap) -> BTreeSet<Published> {
-    let parsed = |(port, bindings): (String, Option<Vec<PortBinding>>)| {
+fn published(ports: Ports) -> BTreeSet<Published> {
+    let parsed = |(port, bindings): (String, Option<Vec<Binding>>)| {
         let (target, protocol) = port.split_once('/').unwrap_or((&port, "tcp"));
         let target = target.parse().ok()?;
         let protocol = protocol.parse().ok()?;

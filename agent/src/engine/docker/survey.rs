@@ -5,11 +5,12 @@
 use std::io::Write;
 
 use bollard::container::LogOutput;
-use bollard::query_parameters::{ListContainersOptions, LogsOptions};
+use bollard::query_parameters::LogsOptions;
 use futures_util::StreamExt as _;
 use holdfast_proto::image::{Digest, Platform};
 
-use super::{DockerEngine, READ_TIMEOUT, absent_is_none, fault};
+use super::answers::{self, Status};
+use super::{DockerEngine, READ_TIMEOUT, fault};
 use crate::engine::{EngineError, Operation, labels};
 
 /// Where images say which version they are (OCI image specification, annotations).
@@ -63,12 +64,7 @@ pub struct Ways {
 impl DockerEngine {
     /// Every container that runs now.
     pub async fn running(&self) -> Result<Vec<RunningContainer>, EngineError> {
-        let options = ListContainersOptions::default();
-        let listed = self
-            .call(Operation::List, READ_TIMEOUT, |docker| async move {
-                docker.list_containers(Some(options)).await
-            })
-            .await?;
+        let listed: Vec<answers::Listed> = self.get(Operation::List, "/containers/json").await?;
         let mut running = Vec::with_capacity(listed.len());
         for id in listed.into_iter().filter_map(|summary| summary.id) {
             // One that ended since the list was made runs no more.
@@ -96,7 +92,7 @@ impl DockerEngine {
                     .trim_start_matches('/')
                     .to_owned(),
                 reference: config.image.unwrap_or_default(),
-                state: state.map(|state| state.to_string()).unwrap_or_default(),
+                state: state.map_or("", Status::word).to_owned(),
                 is_sandbox: own
                     .get(labels::ROLE)
                     .is_some_and(|role| role == labels::SANDBOX_ROLE),
@@ -128,12 +124,7 @@ impl DockerEngine {
     }
 
     async fn local_image(&self, id: &str) -> Result<Option<LocalImage>, EngineError> {
-        let found = self
-            .call(Operation::InspectImage, READ_TIMEOUT, |docker| async move {
-                docker.inspect_image(id).await
-            })
-            .await;
-        let Some(image) = absent_is_none(found)? else {
+        let Some(image) = self.inspect_image(id).await? else {
             return Ok(None);
         };
         let descriptor = image.descriptor.and_then(|descriptor| descriptor.digest);

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use bollard::models::{ContainerInspectResponse, CreateImageInfo, ProgressDetail};
+use bollard::models::{CreateImageInfo, ProgressDetail};
 use holdfast_plan::Published;
 use holdfast_proto::spec::Protocol;
 
 use super::image::progressed;
-use super::read::container;
+use super::read::{container, restart_from};
 use super::*;
 
 fn refused(operation: Operation, status: u16) -> EngineError {
@@ -159,7 +159,7 @@ fn a_pull_that_repeats_itself_makes_no_progress() {
 
 #[test]
 fn containers_are_described_in_our_words() {
-    let found: ContainerInspectResponse = serde_json::from_str(
+    let found: answers::Container = serde_json::from_str(
         r#"{"Id":"c1","Name":"/web","RestartCount":2,
             "State":{"Status":"exited","ExitCode":137,"OOMKilled":true,"StartedAt":"t","Error":"e"},
             "HostConfig":{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3}},
@@ -173,7 +173,7 @@ fn containers_are_described_in_our_words() {
     assert_eq!(found.restart_count, 2);
     assert!(found.oom_killed);
     assert_eq!(found.labels["a"], "b");
-    assert!(container(ContainerInspectResponse::default(), Dialect::Docker).is_err());
+    assert!(container(answers::Container::default(), Dialect::Docker).is_err());
 }
 
 #[test]
@@ -185,10 +185,11 @@ fn the_restart_policy_survives_the_journey_to_the_engine_and_back() {
         RestartPolicy::OnFailure(None),
         RestartPolicy::OnFailure(Some(4)),
     ] {
-        let engine = convert::restart(policy);
-        assert_eq!(convert::restart_from(Some(&engine)), policy);
+        let sent = serde_json::to_value(convert::restart(policy)).unwrap();
+        let read = serde_json::from_value(sent).unwrap();
+        assert_eq!(restart_from(Some(&read)), policy);
     }
-    assert_eq!(convert::restart_from(None), RestartPolicy::No);
+    assert_eq!(restart_from(None), RestartPolicy::No);
 }
 
 fn inspected(json: &str) -> EngineContainer {
