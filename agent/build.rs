@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let target = std::env::var("TARGET").unwrap_or_default();
     println!("cargo::rustc-env=HOLDFAST_TARGET={target}");
     println!("cargo::rerun-if-changed=build.rs");
+    // Cargo does not look into what a linker is told.
+    println!("cargo::rerun-if-changed=../cross/order.ld");
     let out = std::env::var_os("OUT_DIR").ok_or("cargo names no OUT_DIR")?;
     std::fs::write(PathBuf::from(out).join("zones.deflate"), zones()?)?;
     Ok(())

@@ -81,7 +81,7 @@ impl Agent {
         let runtime = folder.path().join("run");
         fs::create_dir(&runtime)?;
         let mut config = options.settings;
-        config["api"] = json!({ "url": options.api });
+        config["api"]["url"] = json!(options.api);
         config["state_dir"] = json!(state);
         if config["runtime_dir"].is_null() {
             // Each agent has its own; the lab's folder is on a disk.

@@ -11,6 +11,7 @@ pub mod api;
 pub mod apt;
 pub mod binaries;
 pub mod campaign;
+mod certificates;
 pub mod clock;
 pub mod clouds;
 pub mod crash;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::api::client;
 use crate::apt;
+use crate::certificates::Certificates;
 use crate::images::Pushed;
 use crate::place::Port;
 use crate::process::{Process, Program};
@@ -110,7 +111,7 @@ impl Registry {
         let mut client = client();
         let mut ca_pem = None;
         if options.tls {
-            let made = Certificates::make()?;
+            let made = Certificates::make(&["127.0.0.1", "registry.lab"])?;
             fs::write(folder.path().join("tls.pem"), made.leaf)?;
             fs::write(folder.path().join("tls.key"), made.leaf_key)?;
             let ca = reqwest::Certificate::from_pem(made.ca.as_bytes())?;
@@ -359,33 +360,6 @@ impl Registry {
     /// The program itself, for its log or to kill it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
-    }
-}
-
-/// An authority of the lab's own, and a server's certificate that it signed.
-struct Certificates {
-    ca: String,
-    leaf: String,
-    leaf_key: String,
-}
-
-impl Certificates {
-    fn make() -> anyhow::Result<Self> {
-        let ca_key = rcgen::KeyPair::generate()?;
-        let mut ca = rcgen::CertificateParams::new(Vec::new())?;
-        ca.distinguished_name
-            .push(rcgen::DnType::CommonName, "the lab's own authority");
-        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key)?.pem();
-        let issuer = rcgen::Issuer::new(ca, ca_key);
-        let leaf_key = rcgen::KeyPair::generate()?;
-        let names = vec!["127.0.0.1".to_owned(), "registry.lab".to_owned()];
-        let leaf = rcgen::CertificateParams::new(names)?.signed_by(&leaf_key, &issuer)?;
-        Ok(Self {
-            ca: ca_pem,
-            leaf: leaf.pem(),
-            leaf_key: leaf_key.serialize_pem(),
-        })
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::Certificates;
 use crate::place;
 
 /// The front; dropping it ends it and its connections.
@@ -25,18 +26,16 @@ pub struct TlsFront {
 impl TlsFront {
     /// Answers with TLS on a free loopback port for the server at `to` (`127.0.0.1:PORT`).
     pub async fn start(to: impl Into<String>) -> anyhow::Result<Self> {
-        let key = rcgen::KeyPair::generate()?;
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-        let certificate = params.self_signed(&key)?.pem();
+        let made = Certificates::make(&["127.0.0.1"])?;
         let folder = place::temporary("tls")?;
-        std::fs::write(folder.path().join(CERTIFICATE), &certificate)?;
+        std::fs::write(folder.path().join(CERTIFICATE), &made.ca)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(
-                vec![CertificateDer::from_pem_slice(certificate.as_bytes())?],
-                PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())?,
+                vec![CertificateDer::from_pem_slice(made.leaf.as_bytes())?],
+                PrivateKeyDer::from_pem_slice(made.leaf_key.as_bytes())?,
             )?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
