@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::header::HOST;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -170,15 +170,14 @@ impl DockerEngine {
 }
 
 async fn ask(sender: &mut Sender, path: &str) -> Result<(StatusCode, Bytes), Failed> {
-    let unanswered = |error: Broken| Failed::Unanswered(error);
     let request = Request::get(path)
         .header(HOST, "localhost")
         .body(Empty::new());
-    let request = request.map_err(|error| unanswered(error.into()))?;
+    let request = request.map_err(|error| Failed::Unanswered(error.into()))?;
     let ready = sender.ready().await;
-    ready.map_err(|error| unanswered(error.into()))?;
+    ready.map_err(|error| Failed::Unanswered(error.into()))?;
     let answer = sender.send_request(request).await;
-    let answer: Response<_> = answer.map_err(|error| unanswered(error.into()))?;
+    let answer = answer.map_err(|error| Failed::Unanswered(error.into()))?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
     match body.collect().await {
