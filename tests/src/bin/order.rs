@@ -30,8 +30,8 @@ const REPORTS: u64 = 14;
 const SETTLES_WITHIN: Duration = Duration::from_mins(20);
 /// A pattern may bring so many bytes of functions that were not called, or this part of those that were: exact
 /// patterns for each function are three times as many lines, and fit no other version.
-const STRAY_BYTES: u64 = 64;
-const STRAY_PART: u64 = 10;
+const STRAY_BYTES: u64 = 32;
+const STRAY_PART: u64 = 20;
 /// What the code generator makes of instructions that stand in many places. They are small, called from everywhere, and
 /// their names are numbers.
 const OUTLINED: &str = "OUTLINED_FUNCTION_";
@@ -46,7 +46,10 @@ async fn main() -> anyhow::Result<()> {
     if sizes.len() < 1_000 {
         bail!("{} has no symbols", program.display());
     }
-    let calls = watch(program).await?;
+    let mut calls = watch(program, Line::Tls).await?;
+    let plain = watch(program, Line::Plain).await?;
+    calls.starting.extend(plain.starting);
+    calls.resting.extend(plain.resting);
     let of_program = |called: &BTreeSet<String>| -> BTreeSet<String> {
         let called = called.iter().filter(|name| sizes.contains_key(*name));
         called.cloned().collect()
@@ -74,15 +77,26 @@ struct Calls {
     resting: BTreeSet<String>,
 }
 
-async fn watch(program: &Path) -> anyhow::Result<Calls> {
+/// How the agent speaks to the API.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Plain,
+    Tls,
+}
+
+async fn watch(program: &Path, line: Line) -> anyhow::Result<Calls> {
     apt::require(&["valgrind", "setpriv"])?;
     let site = Site::start().await?;
     let front = TlsFront::start(site.api.address()).await?;
     let image = Image::idle(format!("idle-{}", place::unique()), "1")
         .push(&site.registry, "1")
         .await?;
+    let api = match line {
+        Line::Plain => site.api.url(),
+        Line::Tls => format!("https://{}", front.address()),
+    };
     let mut device = site
-        .device_at(format!("https://{}", front.address()), |mut options| {
+        .device_at(api, |mut options| {
             options.program = Some(program.to_owned());
             let certificate = front.certificate().display().to_string();
             options
@@ -215,7 +229,9 @@ fn script(
     let mut text = String::from(
         "/* Written by `make order`: where the agent's functions lie, so that few pages of it are in memory at rest.\n   \
          What is not there, or has another name in another version, lies where it always did. */\n\
-         SECTIONS {\n  .text.rest : {\n",
+         SECTIONS {\n  \
+         /* Slow paths of functions that are called: the compiler marked them. */\n  \
+         .text.seldom : { *(.text.unlikely.*) }\n  .text.rest : {\n",
     );
     let mut group = |wanted: &BTreeSet<String>, placed: &BTreeSet<String>| {
         text.push_str("    *(\n");
@@ -229,9 +245,11 @@ fn script(
     group(&(starting - resting), resting);
     let _ = write!(
         text,
-        "    *(.text.{OUTLINED}*)\n  }}\n  \
-         /* Slow paths of functions that are called: the compiler marked them. */\n  \
-         .text.seldom : {{ *(.text.unlikely.*) }}\n}}\nINSERT BEFORE .text;\n"
+        "    *(.text.{OUTLINED}*)\n    \
+         /* Assembly, and the C library's own part of the program, have no sections for functions. */\n    \
+         *libring*(.text)\n    *libc_nonshared*(.text .text.*)\n    *crt1.o(.text .text.*)\n  }}\n}}\n\
+         /* Between the rest and what calls the C library (.plt). */\n\
+         INSERT AFTER .text;\n"
     );
     text
 }
@@ -289,7 +307,7 @@ mod tests {
             ["_RNvNt5t*"]
         );
         let text = script(&sizes, &wanted(&all_of_tokio), &BTreeSet::new());
-        assert!(text.contains(".text._RNvNt5t*\n") && text.ends_with("INSERT BEFORE .text;\n"));
+        assert!(text.contains(".text._RNvNt5t*\n") && text.ends_with("INSERT AFTER .text;\n"));
     }
 
     #[test]
