@@ -10,6 +10,7 @@ pub mod control;
 pub mod disk;
 pub mod doctor;
 pub mod durable;
+mod eager;
 pub mod engine;
 pub mod enrolment;
 pub mod execute;

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{DockerEngine, READ_TIMEOUT, answers, millis, refusal};
+use crate::eager::eager;
 use crate::engine::{EngineError, Operation};
 use crate::fault::foreign;
 
@@ -57,6 +58,10 @@ impl Conversation {
         self,
         exchange: impl AsyncFnOnce(&mut Sender) -> T,
     ) -> (T, Option<Self>) {
+        eager(self.drive(exchange)).await
+    }
+
+    async fn drive<T>(self, exchange: impl AsyncFnOnce(&mut Sender) -> T) -> (T, Option<Self>) {
         let Self {
             mut sender,
             mut connection,
