@@ -66,8 +66,8 @@ build_with_debian() {
     # What other processors' code generators do by themselves when size counts: instructions that stand in many places
     # become a function.
     [[ $target != x86_64-* ]] || link+=(-Cllvm-args=-enable-machine-outliner=always)
-    # The journal needs a few pages at a time: none are set aside, where SQLite takes twenty for each file.
-    LIBSQLITE3_FLAGS="$(sed -n 's/^LIBSQLITE3_FLAGS = "\(.*\)"$/\1/p' "$root/.cargo/config.toml") -DSQLITE_DEFAULT_PCACHE_INITSZ=0"
+    # The journal needs a few pages at a time: none are set aside, where SQLite takes twenty for each file, and 48 kB.
+    LIBSQLITE3_FLAGS="$(sed -n 's/^LIBSQLITE3_FLAGS = "\(.*\)"$/\1/p' "$root/.cargo/config.toml") -DSQLITE_DEFAULT_PCACHE_INITSZ=0 -DSQLITE_DEFAULT_LOOKASIDE=0,0"
     export LIBSQLITE3_FLAGS
     # What runs at rest lies together: see `make order`.
     link+=("-Clink-arg=-Wl,-T,$root/cross/order.ld")

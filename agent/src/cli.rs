@@ -12,9 +12,10 @@ mod scan;
 mod show;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures_util::future::LocalBoxFuture;
 use holdfast_proto::id::ServiceKey;
 use holdfast_proto::spec::Period;
 
@@ -220,62 +221,79 @@ pub async fn main(
         Ok(settings) => settings,
         Err(error) => return wrong_configuration(&error, talk),
     };
-    match cli.command {
-        Command::Run => {
-            let policy = match Policy::load(settings.policy.file.as_deref()) {
-                Ok(policy) => policy,
-                Err(error) => return wrong_configuration(&error, talk),
-            };
-            telemetry::start(&settings.log);
-            let ran = Box::pin(crate::run::run(&settings, &policy, launched)).await?;
-            return Ok(match ran {
-                Ran::ToItsEnd => EXIT_OK,
-                Ran::ToMakePlace => EXIT_MAKES_PLACE,
-            });
-        }
+    // Two pieces of work behind one pointer: the service, which runs for months, has none of the commands in memory.
+    let work: LocalBoxFuture<'_, anyhow::Result<u8>> = match cli.command {
+        Command::Run => Box::pin(serve(&settings, launched, talk)),
+        command => Box::pin(obey(command, &settings, (&config, cli.output), out, talk)),
+    };
+    work.await
+}
+
+/// Runs the service until it is asked to end.
+async fn serve(
+    settings: &Settings,
+    launched: &Launched,
+    talk: &mut dyn Write,
+) -> anyhow::Result<u8> {
+    let policy = match Policy::load(settings.policy.file.as_deref()) {
+        Ok(policy) => policy,
+        Err(error) => return wrong_configuration(&error, talk),
+    };
+    telemetry::start(&settings.log);
+    let ran = Box::pin(crate::run::run(settings, &policy, launched)).await?;
+    Ok(match ran {
+        Ran::ToItsEnd => EXIT_OK,
+        Ran::ToMakePlace => EXIT_MAKES_PLACE,
+    })
+}
+
+/// Does what is done in a moment.
+async fn obey(
+    command: Command,
+    settings: &Settings,
+    (config, output): (&Path, Output),
+    out: &mut dyn Write,
+    talk: &mut dyn Write,
+) -> anyhow::Result<u8> {
+    match command {
+        // Not a matter of a moment: see `serve`.
+        Command::Run => {}
         Command::Enroll(arguments) => {
-            enroll::enroll(&settings, arguments, cli.output, out, talk).await?;
+            enroll::enroll(settings, arguments, output, out, talk).await?;
         }
-        Command::Status => show::status(&settings, cli.output, out).await?,
-        Command::Plan => show::plan(&settings, cli.output, out).await?,
-        Command::Scan => return scan::scan(&settings, cli.output, out, talk).await,
-        Command::Logs(arguments) => logs::logs(&settings, &arguments, out, talk).await?,
+        Command::Status => show::status(settings, output, out).await?,
+        Command::Plan => show::plan(settings, output, out).await?,
+        Command::Scan => return scan::scan(settings, output, out, talk).await,
+        Command::Logs(arguments) => logs::logs(settings, &arguments, out, talk).await?,
         Command::UpdateNow(arguments) => {
             let order = Order::update_now(arguments.force);
-            order::give(&settings, order, cli.output, out, talk).await?;
+            order::give(settings, order, output, out, talk).await?;
         }
         Command::Lock(arguments) => {
-            order::give(&settings, Order::lock(arguments), cli.output, out, talk).await?;
+            order::give(settings, Order::lock(arguments), output, out, talk).await?;
         }
         Command::Unlock(Unlock { service }) => {
             let order = Order::unlock(service.as_ref());
-            order::give(&settings, order, cli.output, out, talk).await?;
+            order::give(settings, order, output, out, talk).await?;
         }
         Command::Pause { reason } => {
-            order::give(
-                &settings,
-                Order::pause(reason.as_deref()),
-                cli.output,
-                out,
-                talk,
-            )
-            .await?;
+            order::give(settings, Order::pause(reason.as_deref()), output, out, talk).await?;
         }
         Command::Resume => {
-            order::give(&settings, Order::resume(), cli.output, out, talk).await?;
+            order::give(settings, Order::resume(), output, out, talk).await?;
         }
         Command::Doctor { json } => {
-            let output = if json { Output::Json } else { cli.output };
-            return doctor::doctor(&settings, &config, output, out).await;
+            let output = if json { Output::Json } else { output };
+            return doctor::doctor(settings, config, output, out).await;
         }
-        Command::SupportBundle { file } => bundle::write(&settings, &config, &file, talk).await?,
+        Command::SupportBundle { file } => bundle::write(settings, config, &file, talk).await?,
         Command::Config(ConfigCommand::Check) => {
             if let Err(error) = Policy::load(settings.policy.file.as_deref()) {
                 return wrong_configuration(&error, talk);
             }
-            match cli.output {
+            match output {
                 Output::Table => write!(out, "{}", settings.to_yaml())?,
-                Output::Json => json(out, &settings)?,
+                Output::Json => json(out, settings)?,
             }
             writeln!(talk, "the configuration is valid")?;
         }
