@@ -46,6 +46,8 @@ pub(crate) use view::{Sight, of as view};
 
 /// A full look at the engine at least this often: events may be lost, the list is the truth.
 const FULL_LOOK_MS: u64 = 30_000;
+/// And where all is as it should be: then the engine tells of what changes, and whoever loses its events looks at once.
+const QUIET_LOOK_MS: u64 = 60_000;
 /// An engine that is away is asked again from half a second up to five seconds apart: containers
 /// must be back within ten seconds of its return.
 const AWAY_MIN_MS: u64 = 500;
@@ -201,7 +203,7 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), LockError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut reason = Reason::Start;
-        loop {
+        'passes: loop {
             self.parts.notifier.alive();
             let span = tracing::info_span!("reconcile", reason = reason.word());
             let next = self.pass().instrument(span).await;
@@ -209,23 +211,41 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.parts.notifier.alive();
             let wait_ms = match next {
                 Next::Again => 0,
-                Next::WaitMs(wait_ms) => self.at_most_watchdog(wait_ms),
+                Next::WaitMs(wait_ms) => wait_ms,
                 Next::Stop(error) => return Err(error),
                 Next::MakePlace => break,
             };
-            let Parts { clock, shared, .. } = self.parts;
+            let Parts {
+                clock,
+                shared,
+                notifier,
+                ..
+            } = self.parts;
+            let begun_ms = clock.monotonic_ms();
             let pulling = !self.pulls.is_empty();
-            reason = tokio::select! {
-                biased;
-                () = &mut shutdown => break,
-                Some(done) = self.pulls.next(), if pulling => {
-                    self.after_pull(done);
-                    Reason::Pull
-                }
-                () = self.prober.changed() => Reason::Probe,
-                () = shared.reconcile.notified() => Reason::Signal,
-                () = clock.sleep_ms(wait_ms) => {
-                    if wait_ms == 0 { Reason::Step } else { Reason::Timer }
+            reason = loop {
+                let waited_ms = clock.monotonic_ms().saturating_sub(begun_ms);
+                let left_ms = wait_ms.saturating_sub(waited_ms);
+                let alive_ms = notifier.alive_interval_ms().unwrap_or(left_ms);
+                tokio::select! {
+                    biased;
+                    () = &mut shutdown => break 'passes,
+                    Some(done) = self.pulls.next(), if pulling => {
+                        self.after_pull(done);
+                        break Reason::Pull;
+                    }
+                    () = self.prober.changed() => break Reason::Probe,
+                    () = shared.reconcile.notified() => break Reason::Signal,
+                    () = clock.sleep_ms(left_ms.min(alive_ms)) => {
+                        if left_ms > alive_ms {
+                            // The watchdog is fed; there is nothing to look at yet.
+                            notifier.alive();
+                        } else if wait_ms == 0 {
+                            break Reason::Step;
+                        } else {
+                            break Reason::Timer;
+                        }
+                    }
                 }
             };
         }
@@ -233,13 +253,6 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             self.finish(begun.intent, &begun.key, Change::None);
         }
         Ok(())
-    }
-
-    fn at_most_watchdog(&self, wait_ms: u64) -> u64 {
-        self.parts
-            .notifier
-            .alive_interval_ms()
-            .map_or(wait_ms, |limit| wait_ms.min(limit))
     }
 
     /// Looks, decides, and does the first step.
@@ -321,13 +334,16 @@ impl<'a, E: Engine, C: Clock, R: Randomness> Reconciler<'a, E, C, R> {
             None => {
                 self.repeated.1 = 0;
                 self.keep_reserve();
-                if plan.is_converged() {
+                let most_ms = if plan.is_converged() {
                     self.keep_files(&accepted.target);
-                }
+                    QUIET_LOOK_MS
+                } else {
+                    FULL_LOOK_MS
+                };
                 let until = plan.look_again.map(|at| at.since_ms(now).max(0));
                 let until = until.and_then(|ms| u64::try_from(ms).ok());
                 // One more millisecond: the end itself must lie behind the next look.
-                Next::WaitMs(until.map_or(FULL_LOOK_MS, |ms| (ms + 1).min(FULL_LOOK_MS)))
+                Next::WaitMs(until.map_or(most_ms, |ms| (ms + 1).min(most_ms)))
             }
         }
     }

@@ -24,7 +24,7 @@ const USAGE: &str = "usage: order PROGRAM FILE
 
 /// As many as `make bench PARTS=footprint` has.
 const CONTAINERS: usize = 20;
-/// Reports of an agent at rest, one in five seconds: two looks at the engine, one in half a minute, lie between them.
+/// Reports of an agent at rest, one in five seconds: a look at the engine, one in a minute, lies between them.
 const REPORTS: u64 = 14;
 /// Comes in several parts.
 const LAYER_BYTES: usize = 1 << 20;
