@@ -122,6 +122,19 @@ fn kb(pid: u32, file: &str, name: &str) -> anyhow::Result<u64> {
         .parse()?)
 }
 
+/// What the unit that is shipped puts into the agent's environment.
+fn environment() -> Vec<(String, String)> {
+    let unit = include_str!("../../systemd/holdfast-agent.service");
+    let lines = unit.lines();
+    let words = lines
+        .filter_map(|line| line.strip_prefix("Environment="))
+        .flat_map(str::split_whitespace);
+    words
+        .filter_map(|word| word.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// An agent at rest, and what it needs.
 pub(crate) struct Resting {
     file: PathBuf,
@@ -164,6 +177,7 @@ pub(crate) async fn rest(
                 options = options.set("api", "ca_file", file);
             }
             options.program = Some(program.to_owned());
+            options.env = environment();
             options = options.set("log", "level", "info");
             if short {
                 options
