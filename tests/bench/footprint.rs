@@ -135,18 +135,19 @@ fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
-/// An agent at rest, and what it needs.
+/// An agent on its way to rest, and what it needs.
 pub(crate) struct Resting {
     file: PathBuf,
     line: Line,
     tap: TcpTap,
     device: Device,
+    wanted: Value,
     _front: Option<TlsFront>,
     // The last to go.
-    _site: Site,
+    site: Site,
 }
 
-/// Brings an agent to rest with so many containers; `short` for one that is not watched for minutes.
+/// Starts an agent that is to come to rest with so many containers; `short` for one that is not watched for minutes.
 pub(crate) async fn rest(
     program: &Path,
     file: &Path,
@@ -194,21 +195,24 @@ pub(crate) async fn rest(
     let services: Vec<Value> = (0..containers)
         .map(|number| service(&format!("idle{number}"), &image.reference(), &json!({})))
         .collect();
-    site.settle(&device, &target(&services), 2, SETTLES_WITHIN)
-        .await?;
     Ok(Resting {
         file: file.to_owned(),
         line,
+        wanted: target(&services),
         tap,
         device,
         _front: front,
-        _site: site,
+        site,
     })
 }
 
 impl Resting {
-    /// Watches it so long.
+    /// Lets it come to rest, and watches it so long.
     pub(crate) async fn weigh(&self, over: Duration) -> anyhow::Result<Weight> {
+        let settled = self
+            .site
+            .settle(&self.device, &self.wanted, 2, SETTLES_WITHIN);
+        settled.await?;
         let pid = self.device.agent.process()?.pid();
         let bytes = || {
             let (up, down) = self.tap.bytes();
@@ -295,34 +299,35 @@ struct Program {
     _folder: tempfile::TempDir,
 }
 
-/// The agent of `make release`, and those of `HOLDFAST_CROSS_DIR`.
+/// The agents of `HOLDFAST_CROSS_DIR`, which are shipped, or else that of `make release`.
 fn programs() -> anyhow::Result<Vec<Program>> {
-    let agent = binaries::agent()?;
     let folder = || place::temporary("footprint");
-    let target = "`make release`".to_owned();
-    let mut found = vec![Program {
-        target,
-        run: agent.clone(),
-        file: agent,
-        native: true,
-        _folder: folder()?,
-    }];
-    if let Some(cross) = std::env::var_os("HOLDFAST_CROSS_DIR").map(PathBuf::from) {
-        for (target, words) in arms::TARGETS {
-            let folder = folder()?;
-            let run = arms::program(&cross, target, folder.path())?;
-            if let (Some(run), Some(file)) = (run, arms::file(&cross, target)?) {
-                let native = words.is_empty();
-                found.push(Program {
-                    target: target.to_owned(),
-                    file,
-                    run,
-                    native,
-                    _folder: folder,
-                });
-            }
+    let Some(cross) = std::env::var_os("HOLDFAST_CROSS_DIR").map(PathBuf::from) else {
+        let agent = binaries::agent()?;
+        return Ok(vec![Program {
+            target: "`make release`".to_owned(),
+            run: agent.clone(),
+            file: agent,
+            native: true,
+            _folder: folder()?,
+        }]);
+    };
+    let mut found = Vec::new();
+    for (target, words) in arms::TARGETS {
+        let folder = folder()?;
+        let run = arms::program(&cross, target, folder.path())?;
+        if let (Some(run), Some(file)) = (run, arms::file(&cross, target)?) {
+            let native = words.is_empty();
+            found.push(Program {
+                target: target.to_owned(),
+                file,
+                run,
+                native,
+                _folder: folder,
+            });
         }
     }
+    anyhow::ensure!(!found.is_empty(), "no agent in {}", cross.display());
     Ok(found)
 }
 

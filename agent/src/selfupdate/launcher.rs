@@ -201,7 +201,8 @@ fn own_path() -> PathBuf {
 
 /// Why a timer of this process could not end the next program: who started it may have switched that off.
 fn lacks_deadline() -> Option<String> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    // This thread's own: another may block everything for the moment in which it makes one more.
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
