@@ -34,6 +34,9 @@ const SETTLES_WITHIN: Duration = Duration::from_mins(20);
 /// patterns for each function are three times as many lines, and fit no other version.
 const STRAY_BYTES: u64 = 32;
 const STRAY_PART: u64 = 20;
+/// Patterns have so many characters at least, and are tried in steps of so many more.
+const SHORTEST: usize = 8;
+const STEP: usize = 4;
 /// What the code generator makes of instructions that stand in many places. They are small, called from everywhere, and
 /// their names are numbers.
 const OUTLINED: &str = "OUTLINED_FUNCTION_";
@@ -159,8 +162,8 @@ fn symbols(program: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// A symbol without what changes with each compiler and version: the numbers of crates (`Cs…_`, in Rust's mangling) and
-/// of what the code generator split off (`.llvm.…`).
+/// A symbol without what changes with each compiler, target and version, as a pattern: `*` for the numbers of crates
+/// (`Cs…_`, in Rust's mangling) and for what the code generator split off (`.llvm.…`).
 fn lasting(symbol: &str) -> String {
     let symbol = symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name);
     let mut lasting = String::new();
@@ -171,8 +174,7 @@ fn lasting(symbol: &str) -> String {
         let number = after.find(|c: char| !c.is_ascii_alphanumeric());
         rest = match number {
             Some(end) if end > 5 && after[end..].starts_with('_') => {
-                // As many characters, nearly always: a star would match too much.
-                lasting.push_str(&"?".repeat(end));
+                lasting.push('*');
                 &after[end..]
             }
             _ => after,
@@ -181,46 +183,90 @@ fn lasting(symbol: &str) -> String {
     lasting + rest
 }
 
+/// Whether a linker would say that the pattern matches: `*` stands for any characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        // The earliest place is as good as any.
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
 /// Patterns that match these functions and few others; `placed` are in their place already, and do not count.
 fn patterns(
     sizes: &BTreeMap<String, u64>,
     wanted: &BTreeSet<String>,
     placed: &BTreeSet<String>,
 ) -> Vec<String> {
-    let mut names: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for (symbol, size) in sizes.iter().filter(|(name, _)| !name.contains(OUTLINED)) {
-        let (in_bytes, out_bytes) = names.entry(lasting(symbol)).or_default();
-        if wanted.contains(symbol) {
-            *in_bytes += (*size).max(1);
-        } else if !placed.contains(symbol) {
-            *out_bytes += size;
+    let mut left: BTreeMap<&str, u64> = sizes
+        .iter()
+        .filter(|(name, _)| !name.contains(OUTLINED) && !placed.contains(*name))
+        .map(|(name, size)| (name.as_str(), *size))
+        .collect();
+    // By what lasts, to see quickly what a pattern cannot do; `*` may match more than a number, so it is looked at whole.
+    let mut lasts: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (name, size) in &left {
+        let (called, stray) = lasts.entry(lasting(name)).or_default();
+        if wanted.contains(*name) {
+            *called += (*size).max(1);
+        } else {
+            *stray += size;
         }
     }
-    let mut patterns: Vec<String> = Vec::new();
-    for (name, (in_bytes, _)) in &names {
-        let is_matched = patterns.last().is_some_and(|last| {
-            let start = last.strip_suffix('*');
-            start.is_some_and(|start| name.starts_with(start))
-        });
-        if *in_bytes == 0 || is_matched {
+    let is_near = |(called, stray): (u64, u64)| stray <= STRAY_BYTES.max(called / STRAY_PART);
+    let mut patterns = Vec::new();
+    for name in wanted {
+        if !left.contains_key(name.as_str()) {
             continue;
         }
-        let mut ends = name.char_indices().map(|(at, _)| at).skip(8);
-        let shortest = ends.find(|end| {
-            let start = &name[..*end];
-            let alike = names.range(start.to_owned()..);
-            let alike = alike.take_while(|(other, _)| other.starts_with(start));
-            let (mut wanted, mut stray) = (0, 0);
-            for (_, (in_bytes, out_bytes)) in alike {
-                wanted += in_bytes;
-                stray += out_bytes;
+        let whole = lasting(name);
+        // All that any of the patterns can match begins so.
+        let literal = whole.split('*').next().unwrap_or_default();
+        let literal = literal.get(..SHORTEST).unwrap_or(literal).to_owned();
+        let alike: Vec<(&str, u64)> = left
+            .range(literal.as_str()..)
+            .take_while(|(other, _)| other.starts_with(&literal))
+            .map(|(name, size)| (*name, *size))
+            .collect();
+        let ends = (SHORTEST..whole.len()).step_by(STEP);
+        let ends = ends.filter(|end| whole.is_char_boundary(*end) && !whole[..*end].ends_with('*'));
+        let starts = ends.filter(|end| {
+            let same = lasts.range(whole[..*end].to_owned()..);
+            let same = same.take_while(|(other, _)| other.starts_with(&whole[..*end]));
+            is_near(same.fold((0, 0), |sum, (_, one)| (sum.0 + one.0, sum.1 + one.1)))
+        });
+        let mut starts = starts.map(|end| format!("{}*", &whole[..end]));
+        let fits = |pattern: &String| {
+            let (mut called, mut stray) = (0, 0);
+            for (other, size) in alike.iter().filter(|(other, _)| matches(pattern, other)) {
+                if wanted.contains(*other) {
+                    called += (*size).max(1);
+                } else {
+                    stray += size;
+                }
             }
-            stray <= STRAY_BYTES.max(wanted / STRAY_PART)
-        });
-        patterns.push(match shortest {
-            Some(end) => format!("{}*", &name[..end]),
-            None => name.clone(),
-        });
+            is_near((called, stray))
+        };
+        // A whole name that matches others as well is no reason to leave it out.
+        let pattern = starts.find(fits).unwrap_or_else(|| whole.clone());
+        for (other, _) in alike {
+            if matches(&pattern, other) {
+                left.remove(other);
+            }
+        }
+        patterns.push(pattern);
     }
     patterns
 }
@@ -268,14 +314,34 @@ mod tests {
     fn symbols_are_the_same_in_every_build() {
         assert_eq!(
             lasting("_RNvNtCs7RbIgKKbopi_12tracing_core10dispatcher3get"),
-            "_RNvNtCs???????????_12tracing_core10dispatcher3get"
+            "_RNvNtCs*_12tracing_core10dispatcher3get"
         );
         assert_eq!(
             lasting("_RNvCs7RbIgKKbopi_1a3get.llvm.123"),
-            "_RNvCs???????????_1a3get"
+            "_RNvCs*_1a3get"
         );
         for same in ["sqlite3VdbeExec", "CsvReader", "a_Cs_b", "main"] {
             assert_eq!(lasting(same), same);
+        }
+    }
+
+    #[test]
+    fn patterns_match_as_a_linker_says() {
+        let number = "_RNvNtCs7RbIgKKbopi_12tracing_core10dispatcher3get";
+        for pattern in [
+            "_RNvNtCs*_12tracing_core10dispatcher3get",
+            "_RNvNtCs*_12*",
+            number,
+        ] {
+            assert!(matches(pattern, number), "{pattern}");
+        }
+        for pattern in [
+            "_RNvNtCs*_12tracing_core10dispatcher3ge",
+            "RNv*",
+            "_RNvNtCs*_13*",
+            "",
+        ] {
+            assert!(!matches(pattern, number), "{pattern}");
         }
     }
 
@@ -302,7 +368,7 @@ mod tests {
                 &wanted(&["_RNvNt5hyper4send", "_RNvNt5tokio4poll"]),
                 &BTreeSet::new()
             ),
-            ["_RNvNt5hyper4send", "_RNvNt5tokio4po*"]
+            ["_RNvNt5hyper4send", "_RNvNt5tokio4pol*"]
         );
         assert_eq!(
             patterns(
