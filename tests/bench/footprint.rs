@@ -13,7 +13,7 @@ use holdfast_tests::images::Image;
 use holdfast_tests::machine::arms;
 use holdfast_tests::site::{Device, Site, service, target};
 use holdfast_tests::tcp_tap::TcpTap;
-use holdfast_tests::tls_front::TlsFront;
+use holdfast_tests::tls_front::{Line, TlsFront};
 use holdfast_tests::{binaries, place};
 use serde_json::{Value, json};
 
@@ -32,15 +32,6 @@ const SETTLES_WITHIN: Duration = Duration::from_mins(15);
 const EMULATED: Duration = Duration::from_mins(1);
 /// Ticks of `/proc/PID/stat` in a second (proc(5), `sysconf(_SC_CLK_TCK)`): 100 on every Linux of today.
 const TICK: Duration = Duration::from_millis(10);
-
-/// How the agent speaks to the API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Line {
-    /// Plain HTTP.
-    Plain,
-    /// With TLS, as on a real device.
-    Tls,
-}
 
 /// What one agent weighs.
 #[derive(Debug, Clone)]
@@ -174,8 +165,7 @@ pub(crate) async fn rest(
     let mut device = site
         .device_at(url, |mut options| {
             if let Some(front) = &front {
-                let file = front.certificate().display().to_string();
-                options = options.set("api", "ca_file", file);
+                options = front.trusted(options);
             }
             options.program = Some(program.to_owned());
             options.env = environment();

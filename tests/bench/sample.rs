@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use holdfast_tests::binaries;
 use holdfast_tests::tcp_tap::Mode;
+use holdfast_tests::tls_front::Line;
 
 use crate::downtime::{App, rounds};
-use crate::footprint::Line;
 use crate::rollback::{Trouble, rollbacks};
 use crate::transport::{capped, kills, memory, over, speed, stalls};
 use crate::{footprint, handover, resolution, rollout, steady};

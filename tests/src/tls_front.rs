@@ -1,7 +1,6 @@
 //! TLS in front of a plain server, as a reverse proxy gives it, with a certificate of the lab's own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -12,8 +11,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use crate::agent;
 use crate::certificates::Certificates;
 use crate::place;
+
+/// How an agent speaks to the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// Plain HTTP.
+    Plain,
+    /// With TLS, as on a real device.
+    Tls,
+}
 
 /// The front; dropping it ends it and its connections.
 #[derive(Debug)]
@@ -60,9 +69,11 @@ impl TlsFront {
         self.address.to_string()
     }
 
-    /// The file with the certificate that clients have to trust.
-    pub fn certificate(&self) -> PathBuf {
-        self.folder.path().join(CERTIFICATE)
+    /// Lets an agent trust it.
+    #[must_use]
+    pub fn trusted(&self, options: agent::Options) -> agent::Options {
+        let file = self.folder.path().join(CERTIFICATE);
+        options.set("api", "ca_file", file.display().to_string())
     }
 }
 

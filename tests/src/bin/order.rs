@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use holdfast_tests::images::{Image, noise};
 use holdfast_tests::site::{Site, service, target};
-use holdfast_tests::tls_front::TlsFront;
+use holdfast_tests::tls_front::{Line, TlsFront};
 use holdfast_tests::{apt, place};
 use serde_json::{Value, json};
 
@@ -82,13 +82,6 @@ struct Calls {
     resting: BTreeSet<String>,
 }
 
-/// How the agent speaks to the API.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Plain,
-    Tls,
-}
-
 async fn watch(program: &Path, line: Line) -> anyhow::Result<Calls> {
     apt::require(&["valgrind", "setpriv"])?;
     let site = Site::start().await?;
@@ -105,10 +98,7 @@ async fn watch(program: &Path, line: Line) -> anyhow::Result<Calls> {
     let mut device = site
         .device_at(api, |mut options| {
             options.program = Some(program.to_owned());
-            let certificate = front.certificate().display().to_string();
-            options
-                .set("api", "ca_file", certificate)
-                .set("log", "level", "info")
+            front.trusted(options).set("log", "level", "info")
         })
         .await?;
     let folder = place::temporary("order")?;
