@@ -90,7 +90,7 @@ cross: ## Build the agent for every target, or for TARGETS="…", as it is shipp
 	@for target in $(TARGETS); do cross/build.sh "$$target" agent; done
 
 order: setup ## Write cross/order.ld anew: which of the agent's functions run at rest (needs valgrind)
-	@CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR="$(TARGET)/order" HOLDFAST_BUILD=debian cross/build.sh x86_64-unknown-linux-gnu agent
+	@HOLDFAST_SYMBOLS=1 CARGO_TARGET_DIR="$(TARGET)/order" HOLDFAST_BUILD=debian cross/build.sh x86_64-unknown-linux-gnu agent
 	@$(CARGO) build --quiet --bins -p holdfast-agent -p holdfast-api -p holdfast-tests
 	@HOLDFAST_BIN_DIR="$(TARGET)/debug" "$(TARGET)/debug/lab" run "$(TARGET)/debug/order" \
 	  "$(TARGET)/order/cross/x86_64-unknown-linux-gnu/holdfast-agent" "$(CURDIR)/cross/order.ld"

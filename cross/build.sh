@@ -69,8 +69,11 @@ build_with_debian() {
     # The journal needs a few pages at a time: none are set aside, where SQLite takes twenty for each file, and 48 kB.
     LIBSQLITE3_FLAGS="$(sed -n 's/^LIBSQLITE3_FLAGS = "\(.*\)"$/\1/p' "$root/.cargo/config.toml") -DSQLITE_DEFAULT_PCACHE_INITSZ=0 -DSQLITE_DEFAULT_LOOKASIDE=0,0"
     export LIBSQLITE3_FLAGS
-    # What runs at rest lies together: see `make order`.
+    # What runs at rest lies together: see `make order`, which needs this very program with its symbols. So the linker
+    # leaves them out, not the profile: another profile is other crates, and other code.
     link+=("-Clink-arg=-Wl,-T,$root/cross/order.ld")
+    export CARGO_PROFILE_RELEASE_STRIP=none
+    [ -n "${HOLDFAST_SYMBOLS:-}" ] || link+=(-Clink-arg=-Wl,--strip-all)
   else
     # A panic in one request must not end the others.
     std=("-Zbuild-std=std,panic_unwind")

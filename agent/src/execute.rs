@@ -272,7 +272,7 @@ impl<E: Engine> Execution<'_, E> {
 
     /// Gives an image one more name; what came under another name than its own is known by its content.
     async fn keep(&self, image: &str, tag: &str) -> Result<Change, EngineError> {
-        let good = self.history.last_good.iter().chain(&self.history.previous);
+        let good = self.history.ways_back();
         let services = self.target.services().map(|(_, service)| service);
         let pins = services.chain(good).filter_map(|service| {
             let is_it = service.pinned_image().is_some_and(|pinned| pinned == image);

@@ -17,6 +17,8 @@ fn main() -> ExitCode {
     // One thread: the agent mostly waits, and each further thread costs memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // Room for a thousand events at once is for servers.
+        .max_io_events_per_tick(64)
         .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(cli::main(

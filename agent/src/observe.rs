@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use holdfast_plan::{
     Container, ContainerRef, ContainerState, Disk, History, ImagePresence, Joined, Network,
-    NetworkKey, NetworkState, Observed, ProbeState, RunningAgent, Sandbox, StoredImage, Stranger,
-    canonical,
+    NetworkKey, NetworkState, Observed, ProbeState, RunningAgent, Sandbox, ServiceHistory,
+    StoredImage, Stranger, canonical,
 };
 use holdfast_proto::id::{DeviceId, ServiceKey};
 use holdfast_proto::image::{Content, Expected};
@@ -284,7 +284,7 @@ pub fn wanted_images<'a>(target: &'a TargetState, history: &'a History) -> Wante
     let good = history
         .services
         .values()
-        .flat_map(|history| history.last_good.iter().chain(&history.previous));
+        .flat_map(ServiceHistory::ways_back);
     let image = |service: &'a ServiceTarget| {
         let pin = service.pin.as_ref()?;
         Some((service.pinned_image()?, pin.expected.as_ref()))

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::Situation;
+use crate::history::ServiceHistory;
 use crate::images::canonical;
 
 /// What is free where the engine keeps images.
@@ -128,7 +129,7 @@ fn may_share_bytes(situation: &Situation<'_>, image: &str) -> u64 {
     let own = repository(&canonical(image));
     let stored = situation.observed.stored.as_deref().unwrap_or_default();
     let history = situation.history.services.values();
-    let past = history.flat_map(|history| history.last_good.iter().chain(&history.previous));
+    let past = history.flat_map(ServiceHistory::ways_back);
     let target = situation.target.services().map(|(_, service)| service);
     let siblings = past.chain(target).filter_map(|service| {
         let pinned = canonical(&service.pinned_image()?);

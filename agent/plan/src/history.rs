@@ -32,12 +32,13 @@ pub struct History {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceHistory {
-    /// The newest spec that passed its health gate here.
+    /// The newest spec that passed its health gate here. Boxed, as the next: specs are large, most services have one of
+    /// them, and a map sets places aside for more services than it has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_good: Option<ServiceTarget>,
+    pub last_good: Option<Box<ServiceTarget>>,
     /// What was last good before that, another spec: its image is kept until the next commit.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub previous: Option<ServiceTarget>,
+    pub previous: Option<Box<ServiceTarget>>,
     /// The spec that failed here; not tried again until the target names another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
@@ -113,9 +114,15 @@ impl History {
 }
 
 impl ServiceHistory {
+    /// The ways back: what is last good, and what was before.
+    pub fn ways_back(&self) -> impl Iterator<Item = &ServiceTarget> {
+        let ways = self.last_good.iter().chain(&self.previous);
+        ways.map(|way| &**way)
+    }
+
     /// Writes a spec down as last good; what was good before is still a way back.
     pub fn commit(&mut self, service: &ServiceTarget) {
-        let before = self.last_good.replace(service.clone());
+        let before = self.last_good.replace(Box::new(service.clone()));
         let another = before.filter(|before| before.identity() != service.identity());
         if another.is_some() {
             self.previous = another;

@@ -98,9 +98,8 @@ pub fn canonical(pinned: &str) -> String {
 /// knows what the engine stores.
 pub fn rollback_ready(observed: &Observed, history: &ServiceHistory) -> Option<bool> {
     let stored = observed.stored.as_ref()?;
-    let good = history.last_good.as_ref()?;
-    let mut ways = std::iter::once(good).chain(&history.previous);
-    Some(ways.all(|service| {
+    history.last_good.as_ref()?;
+    Some(history.ways_back().all(|service| {
         let pinned = service.pinned_image();
         pinned.is_some_and(|pinned| find(stored, &pinned).is_some())
     }))
@@ -232,8 +231,8 @@ pub(crate) fn clears_bytes(
         return 0;
     }
     let stored = situation.observed.stored.iter().flatten();
-    let old = history.last_good.iter().chain(&history.previous);
-    let old: BTreeSet<String> = old
+    let old: BTreeSet<String> = history
+        .ways_back()
         .filter_map(ServiceTarget::pinned_image)
         .filter(|image| situation.history.pulled.contains_key(image))
         .map(|image| canonical(&image))

@@ -153,11 +153,12 @@ prop_compose! {
         let mut history = History::default();
         for (name, spec) in good.into_iter().filter(|(_, spec)| !spec.starts_with('C')) {
             let entry = history.services.entry(world::key(name)).or_default();
-            entry.last_good = Some(world::service(name, spec));
+            entry.last_good = Some(Box::new(world::service(name, spec)));
         }
         for (name, spec) in previous {
             let entry = history.services.entry(world::key(name)).or_default();
-            entry.previous = entry.last_good.is_some().then(|| world::service(name, spec));
+            let past = || Box::new(world::service(name, spec));
+            entry.previous = entry.last_good.is_some().then(past);
         }
         for (name, spec) in completed {
             let entry = history.services.entry(world::key(name)).or_default();

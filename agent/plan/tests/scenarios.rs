@@ -426,8 +426,11 @@ fn history(scenario: &Scenario) -> History {
         let tried = scenario.target.get(name).map(|spec| service(name, spec));
         let rejected = past.rejected.as_ref().map(|spec| service(name, spec));
         let entry = history.services.entry(key(name)).or_default();
-        entry.previous = past.previous.as_ref().map(|spec| service(name, spec));
-        entry.last_good = past.good.as_ref().map(|spec| service(name, spec));
+        entry.previous = past
+            .previous
+            .as_ref()
+            .map(|spec| Box::new(service(name, spec)));
+        entry.last_good = past.good.as_ref().map(|spec| Box::new(service(name, spec)));
         entry.rejected = rejected.map(|service| Rejected {
             identity: service.identity().expect("resolved"),
             image: service.image_name,

@@ -221,7 +221,7 @@ impl<E: Engine> Execution<'_, E> {
             .filter(|(key, _)| *key == container.key)
             .map(|(_, service)| service);
         wanted
-            .chain(&self.history.last_good)
+            .chain(self.history.last_good.as_deref())
             .find(|service| container.is(service))
     }
 

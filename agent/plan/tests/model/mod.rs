@@ -555,7 +555,7 @@ impl Model {
         if !rejected {
             return Some(wanted.clone());
         }
-        let good = past.and_then(|past| past.last_good.clone());
+        let good = past.and_then(|past| past.last_good.as_deref().cloned());
         good.filter(|good| past.is_none_or(|past| past.rejects(good).is_none()))
     }
 
