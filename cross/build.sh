@@ -5,6 +5,7 @@
 # cargo-zigbuild is there, then `cross` with a container engine, then Debian's own compiler, which it can install.
 # Only Debian's compiler builds the standard library anew for size, so only its programs are as small as
 # docs/footprint.md says, and only two of its builds can be compared byte by byte: packages are made with it.
+# HOLDFAST_SYMBOLS=1 leaves the agent its symbols, for a profiler; nothing else of it changes.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 

@@ -153,9 +153,12 @@ fn symbols(program: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
 }
 
 /// A symbol without what changes with each compiler, target and version, as a pattern: `*` for the numbers of crates
-/// (`Cs…_`, in Rust's mangling) and for what the code generator split off (`.llvm.…`).
+/// (`Cs…_`, in Rust's mangling), and for those that tell copies of a function apart (`.123`, `.llvm.123`).
 fn lasting(symbol: &str) -> String {
-    let symbol = symbol.split_once(".llvm.").map_or(symbol, |(name, _)| name);
+    let name = symbol.trim_end_matches(|c: char| c.is_ascii_digit());
+    let name = name.strip_suffix('.').filter(|_| name != symbol);
+    let copy = name.map(|name| name.strip_suffix(".llvm").unwrap_or(name));
+    let (symbol, end) = copy.map_or((symbol, ""), |name| (name, "*"));
     let mut lasting = String::new();
     let mut rest = symbol;
     while let Some((before, after)) = rest.split_once("Cs") {
@@ -170,7 +173,7 @@ fn lasting(symbol: &str) -> String {
             _ => after,
         };
     }
-    lasting + rest
+    lasting + rest + end
 }
 
 /// Whether a linker would say that the pattern matches: `*` stands for any characters.
@@ -308,9 +311,13 @@ mod tests {
         );
         assert_eq!(
             lasting("_RNvCs7RbIgKKbopi_1a3get.llvm.123"),
-            "_RNvCs*_1a3get"
+            "_RNvCs*_1a3get*"
         );
-        for same in ["sqlite3VdbeExec", "CsvReader", "a_Cs_b", "main"] {
+        assert_eq!(
+            lasting("_RNvNt5alloc5boxed3new.5110"),
+            "_RNvNt5alloc5boxed3new*"
+        );
+        for same in ["sqlite3VdbeExec", "CsvReader", "a_Cs_b", "main", "sha256"] {
             assert_eq!(lasting(same), same);
         }
     }
