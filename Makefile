@@ -13,7 +13,7 @@ RUNS ?= 10
 TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .PHONY: bench crash-matrix cross demo digest-matrix fmt help image lint man openapi order package properties release \
-  rollout-campaign selfupdate-campaign setup test test-cross test-machines test-packages
+  rollout-campaign selfupdate-campaign setup test test-cross test-image test-machines test-packages
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,10 @@ test-cross: ## Run the agents that `make cross` built, under qemu-user where the
 package: man ## Build and pack everything that a release holds, into target/packages (takes long)
 	@for target in $(TARGETS); do HOLDFAST_BUILD=debian cross/build.sh "$$target" agent api; cross/package.sh "$$target"; done
 	@cross/release.sh
+
+test-image: setup image ## Start the control API's image with its Compose file and a PostgreSQL (IMAGE_TARGETS=… as for image)
+	@$(CARGO) build --quiet --bins -p holdfast-tests
+	@CARGO_TARGET_DIR="$(TARGET)" "$(TARGET)/debug/lab" run sh -c 'DOCKER_HOST="unix://$$("$(TARGET)/debug/lab" socket)" cross/test-image.sh'
 
 test-packages: ## Install, upgrade, remove and purge the packages in a fresh Debian root
 	@cross/test-packages.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what cross builds need and the machine lacks: cross/setup.sh build|package|sbom|test|run …
+# Installs what cross builds need and the machine lacks: cross/setup.sh build|package|sbom|test|image|run …
 # Debian packages by name; zig from PyPI and cargo-zigbuild from crates.io, which Debian does not have.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -37,6 +37,13 @@ for what in "$@"; do
     need debootstrap debootstrap
     need openssl openssl
     ;;
+  image)
+    need docker docker.io
+    need docker-compose docker-compose
+    need skopeo skopeo
+    need curl curl
+    need jq jq
+    ;;
   run)
     need qemu-arm-static qemu-user-static
     need readelf binutils
@@ -44,7 +51,7 @@ for what in "$@"; do
     need /usr/aarch64-linux-gnu/lib/libc.so.6 libc6-arm64-cross
     need /usr/arm-linux-gnueabihf/lib/libc.so.6 libc6-armhf-cross
     ;;
-  *) die "$what: build, package, sbom, test or run" ;;
+  *) die "$what: build, package, sbom, test, image or run" ;;
   esac
 done
 

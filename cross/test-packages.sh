@@ -19,26 +19,7 @@ cleanup() {
   rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
-passed=0 failed=0
-
-# check WHAT COMMAND…: the command's output is shown when it fails.
-check() {
-  local what=$1 code
-  shift
-  # Not in an `if`, where a failing step in the middle would not end the check.
-  set +e
-  (set -e; "$@") >"$work/said" 2>&1
-  code=$?
-  set -e
-  if [ "$code" -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "ok      $what"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $what"
-    sed 's/^/        /' "$work/said" | head -n 30
-  fi
-}
+. "$root/cross/check.sh"
 
 # --- the root: made once, kept as an archive
 archive=$target_dir/test-root-bookworm-$machine.tar
@@ -272,5 +253,4 @@ spares_the_other() {
 check "the API purged leaves the agent whole" spares_the_other
 check "both purged, nothing is left" purge_leaves_nothing
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+checked

@@ -8,26 +8,7 @@ set -euo pipefail
 "$root/cross/setup.sh" run
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-
-# check WHAT COMMAND…: the command's output is shown when it fails.
-check() {
-  local what=$1 code
-  shift
-  # Not in an `if`, where a failing step in the middle would not end the check.
-  set +e
-  (set -e; "$@") >"$work/said" 2>&1
-  code=$?
-  set -e
-  if [ "$code" -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "ok      $what"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $what"
-    sed 's/^/        /' "$work/said" | head -n 30
-  fi
-}
+. "$root/cross/check.sh"
 
 # A processor that takes more than a minute for one command hangs.
 agent() {
@@ -86,5 +67,4 @@ for target in "$@"; do
   check "$target: names no folder of this machine" names_no_folder_of_this_machine
   rm -rf "$work/state" "$work/run"
 done
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+checked

@@ -12,6 +12,7 @@ pub mod page;
 pub mod release;
 pub mod root;
 pub mod script;
+pub mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -12,15 +12,15 @@ use holdfast_tests::machine::checks::{self, Ledger, Row};
 use holdfast_tests::machine::packages::Packages;
 use holdfast_tests::machine::page::{self, About};
 use holdfast_tests::machine::root::Architecture;
-use holdfast_tests::machine::script;
+use holdfast_tests::machine::{script, server};
 
 const USAGE: &str = "usage: machines [OPTION…]
   --packages DIR  what `make package` made (HOLDFAST_PACKAGES)
   --cross DIR     agents as DIR/TARGET/holdfast-agent (HOLDFAST_CROSS_DIR; else those beside the packages)
-  --only PLACES   only these places, with commas: amd64, arm64, script, arms
+  --only PLACES   only these places, with commas: amd64, arm64, script, api, arms
   --out FILE      where the page goes (docs/machines.md); `-` writes none";
 
-const PLACES: [&str; 4] = ["amd64", "arm64", "script", "arms"];
+const PLACES: [&str; 5] = ["amd64", "arm64", "script", "api", "arms"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -71,6 +71,15 @@ async fn main() -> anyhow::Result<ExitCode> {
                 .at("amd64: `curl … | sh`", async |ledger: &mut Ledger<'_>| {
                     script::install(ledger, &packages).await
                 })
+                .await;
+            continue;
+        }
+        if place == "api" {
+            ledger
+                .at(
+                    "amd64: the control API's package",
+                    async |ledger: &mut Ledger<'_>| server::package(ledger, &packages).await,
+                )
                 .await;
             continue;
         }
