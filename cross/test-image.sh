@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts the control API's image with its Compose file, as an owner would: cross/test-image.sh
 # On the engine of DOCKER_HOST. PostgreSQL's own image is on a registry that is not asked: a Debian root with Debian's
-# PostgreSQL stands in, under the same name, and reads the same settings.
+# PostgreSQL stands in, and reads the same settings.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
@@ -15,13 +15,13 @@ export COMPOSE_PROJECT_NAME=holdfast-image-$$ HOLDFAST_VERSION=test-$$ HOLDFAST_
 # The engine chooses a port that is free.
 export HOLDFAST_PORT=0
 image=$HOLDFAST_IMAGE:$HOLDFAST_VERSION
+# Under a name of its own: the engine may have the real one.
+database=holdfast.local/postgres:test-$$
 cleanup() {
   (cd "$work" && docker-compose down --volumes --timeout 5) >/dev/null 2>&1 || true
   docker rmi --force "$image" "$database" >/dev/null 2>&1 || true
   rm -rf --one-file-system "$work"
 }
-database=$(sed -n 's/^ *image: .*\(postgres:.*\)$/\1/p' "$root/systemd/compose.yaml")
-[ -n "$database" ] || die "systemd/compose.yaml names no PostgreSQL"
 trap cleanup EXIT
 . "$root/cross/check.sh"
 
@@ -62,20 +62,18 @@ skopeo copy --quiet --dest-daemon-host "${DOCKER_HOST:-unix:///var/run/docker.so
   "docker-daemon:$image"
 
 # --- the three commands at the head of compose.yaml
-cp "$root/systemd/compose.yaml" "$work/"
+sed "s|^\( *image: \).*/postgres:.*|\1$database|" "$root/systemd/compose.yaml" >"$work/compose.yaml"
 cd "$work"
-id=
-is_healthy() {
-  local deadline=$((SECONDS + 120)) state=
-  while [ "$SECONDS" -lt "$deadline" ]; do
-    id=$(docker-compose ps -q api)
-    state=$(docker inspect --format '{{.State.Health.Status}}' "$id")
-    [ "$state" != healthy ] || return 0
+# comes COMMAND…: within two minutes, which is longer than two databases need to start.
+comes() {
+  local deadline=$((SECONDS + 120))
+  until "$@"; do
+    [ "$SECONDS" -lt "$deadline" ] || { docker-compose logs --tail=20; return 1; }
     sleep 0.5
   done
-  docker-compose logs --tail=20
-  echo "after two minutes it is $state"
-  return 1
+}
+is_healthy() {
+  [ "$(docker inspect --format '{{.State.Health.Status}}' "$(docker-compose ps -q api)")" = healthy ]
 }
 # ask PATH [WORDS…]: as the owner, with the token that the first start left.
 ask() {
@@ -88,10 +86,13 @@ ask() {
 comes_up() {
   openssl rand -hex 32 | install -m 0440 -g 65532 /dev/stdin database-password
   docker-compose up -d
-  is_healthy
+  comes is_healthy
+}
+knows_its_fleet() {
+  ask /fleets | jq -e '.items | map(.name) == ["kept"]'
 }
 serves_its_owner() {
-  ask /fleets --json '{"name":"kept"}' && ask /fleets | jq -e '.items | map(.name) == ["kept"]'
+  ask /fleets --json '{"name":"kept"}' && knows_its_fleet
 }
 is_bound() {
   docker inspect "$(docker-compose ps -q api)" | jq -e '.[0] |
@@ -105,12 +106,14 @@ hides_its_database() {
 }
 # New containers of the same volumes, as an upgrade makes.
 keeps_what_it_knows() {
-  docker-compose down --timeout 30 && docker-compose up -d && is_healthy &&
-    ask /fleets | jq -e '.items | map(.name) == ["kept"]'
+  docker-compose down --timeout 30 && docker-compose up -d && comes is_healthy && knows_its_fleet
 }
+# The engine's word on the API's health may be ten seconds old, so the API itself is asked.
 outlives_its_database() {
-  docker-compose kill database && docker-compose up -d database && is_healthy &&
-    ask /fleets | jq -e '.items | map(.name) == ["kept"]'
+  local before
+  before=$(docker-compose ps -q api | xargs docker inspect --format '{{.State.StartedAt}}')
+  docker-compose kill database && docker-compose up -d database && comes knows_its_fleet &&
+    [ "$(docker-compose ps -q api | xargs docker inspect --format '{{.State.StartedAt}}')" = "$before" ]
 }
 check "API and PostgreSQL come up, and say that they are well" comes_up
 check "it serves its owner, with the token of its first start" serves_its_owner
